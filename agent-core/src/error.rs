@@ -1,0 +1,52 @@
+//! The one error of the traits. Its variants say what the caller does next.
+
+use std::time::Duration;
+
+/// A result with the agent's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a source, a backend or a template store could not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Trying again cannot help. What concerns one run fails that run with this message, so the
+    /// message names the input, the place and the remedy, and never holds a secret.
+    #[error("{0}")]
+    Permanent(String),
+    /// It may work later: connections, time-outs, overload.
+    #[error("{message}")]
+    Transient {
+        /// What went wrong, for the agent's own log.
+        message: String,
+        /// How long the other side asked to be left alone.
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Error {
+    /// A [`Error::Permanent`] with this message.
+    pub fn permanent(message: impl Into<String>) -> Self {
+        Self::Permanent(message.into())
+    }
+
+    /// A [`Error::Transient`] with this message and no wish about the pause.
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self::Transient {
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// Whether trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Transient { .. })
+    }
+
+    /// The pause that the other side asked for, if it did.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Permanent(_) => None,
+            Self::Transient { retry_after, .. } => *retry_after,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Entries for the log of a flow run.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::FlowRunId;
+
+/// How much an entry matters; the names are those of Prefect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum LogLevel {
+    /// For finding out what happened, later.
+    Debug,
+    /// The normal course of things.
+    Info,
+    /// Something a person may want to look at.
+    Warning,
+    /// What made the run fail.
+    Error,
+}
+
+/// One entry in the log of a flow run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogEntry {
+    /// The run whose log it is.
+    pub flow_run_id: FlowRunId,
+    /// The logger's name: the agent's, or `k8s-infra` for what the cluster reported.
+    pub name: String,
+    /// The text.
+    pub message: String,
+    /// The level.
+    pub level: LogLevel,
+    /// When it happened; `None` means when it arrives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<Timestamp>,
+}

@@ -1,0 +1,1 @@
+//! How Prefect 1 describes the environment of a flow run.

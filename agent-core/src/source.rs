@@ -1,0 +1,111 @@
+//! Where flow runs come from, and where their states and logs go.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::{FlowRun, FlowRunId, LogEntry, Result, State};
+
+/// What the source knows about this agent after [`FlowRunSource::register`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// The agent's id at the source.
+    pub agent_id: String,
+    /// The source's address, for people.
+    pub address: String,
+    /// The tenant, workspace or account whose runs are deployed.
+    pub tenant: String,
+}
+
+/// Which ready runs are wanted.
+#[derive(Debug)]
+pub struct ReadyQuery<'a> {
+    /// Runs that are due up to this time.
+    pub before: Timestamp,
+    /// Runs that are in hand already; the source need not describe them.
+    pub known: &'a HashSet<FlowRunId>,
+    /// At most so many runs, those that are due first; the others come with a later query.
+    pub limit: usize,
+}
+
+/// The answer to a [`ReadyQuery`].
+#[derive(Debug, Default)]
+pub struct Ready {
+    /// The runs, those that are due first at the beginning. None of them was in `known`.
+    pub runs: Vec<FlowRun>,
+    /// How many runs the source has ready, including known ones, as far as it tells.
+    pub queued: usize,
+}
+
+/// How an attempt to claim a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Claim {
+    /// The run is ours to deploy.
+    Claimed,
+    /// Somebody else has it, or it is no longer ready; the reason is for the agent's log.
+    Lost(String),
+    /// The source keeps it in its queue (a concurrency limit, for instance) and will offer it
+    /// again by itself.
+    StillQueued(String),
+}
+
+/// Where flow runs come from, and where their states and logs go.
+///
+/// Implementations retry passing failures for a short while themselves, so that one lost packet
+/// is nobody's concern; what they return as [`crate::Error::Transient`] has outlasted that.
+#[async_trait]
+pub trait FlowRunSource: Send + Sync + 'static {
+    /// Introduces the agent. Called once before anything else.
+    ///
+    /// # Errors
+    /// Permanent when the source refuses this agent: a wrong key, an unknown tenant.
+    async fn register(&self) -> Result<Registration>;
+
+    /// The runs for this agent that are due up to a time.
+    ///
+    /// # Errors
+    /// Either kind; the agent reports it and asks again later.
+    async fn ready(&self, query: ReadyQuery<'_>) -> Result<Ready>;
+
+    /// Reads a run again; `None` when it is not ready any more.
+    ///
+    /// # Errors
+    /// Either kind; the run is left alone until a later poll finds it.
+    async fn reread(&self, run: &FlowRun) -> Result<Option<FlowRun>>;
+
+    /// Claims a run, so that nobody else deploys it. A claim whose answer was lost is resolved by
+    /// asking, never by guessing. Claiming again what this agent has claimed is harmless.
+    ///
+    /// # Errors
+    /// Transient when the outcome could not be found out; permanent fails the run.
+    async fn claim(&self, run: &FlowRun) -> Result<Claim>;
+
+    /// Ends a run that this agent has claimed, or could not even claim, with a message for its
+    /// owner. A run that has ended already is left as it is.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn fail(&self, run: &FlowRunId, message: &str) -> Result<()>;
+
+    /// Appends to the logs of flow runs, in order.
+    ///
+    /// # Errors
+    /// Either kind; after an error none, some or all of the entries may have been written.
+    async fn write_logs(&self, entries: &[LogEntry]) -> Result<()>;
+
+    /// The states of many runs in one go. Runs that the source does not know are missing.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn states(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>>;
+
+    /// Runs that this agent has claimed at least `age` ago and whose process has not reported:
+    /// among them are those that were claimed by a process which died before it made the job.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRun>>;
+}
