@@ -72,6 +72,22 @@ pub struct FlowRun {
     pub read_at: Instant,
 }
 
+impl FlowRun {
+    /// A run that may start now, whose id tells its only attempt from all others.
+    pub fn new(id: impl Into<FlowRunId>, name: impl Into<String>, work: Work) -> Self {
+        let id = id.into();
+        Self {
+            attempt: id.to_string(),
+            name: name.into(),
+            id,
+            due: None,
+            work,
+            token: Value::Null,
+            read_at: Instant::now(),
+        }
+    }
+}
+
 /// What is to be executed for a flow run.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

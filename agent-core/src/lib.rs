@@ -16,6 +16,7 @@
 //! traits, or by taking the implementations of the crates beside this one.
 #![warn(missing_docs)]
 
+pub mod agent;
 pub mod backend;
 pub mod backoff;
 pub mod error;
@@ -26,6 +27,9 @@ pub mod source;
 pub mod state;
 pub mod template;
 
+pub use async_trait::async_trait;
+
+pub use agent::{Agent, AgentBuilder, AgentHealth};
 pub use backend::{JobBackend, JobRef, Submission};
 pub use error::{Error, Result};
 pub use flow_run::{Flow, FlowRun, FlowRunId, Work};

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::{FlowRun, FlowRunId, LogEntry, Result, State};
 
 /// What the source knows about this agent after [`FlowRunSource::register`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registration {
     /// The agent's id at the source.
     pub agent_id: String,
@@ -58,7 +58,13 @@ pub enum Claim {
 /// is nobody's concern; what they return as [`crate::Error::Transient`] has outlasted that.
 #[async_trait]
 pub trait FlowRunSource: Send + Sync + 'static {
-    /// Introduces the agent. Called once before anything else.
+    /// The time by the clock in which the source means its start times. By default this
+    /// machine's.
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    /// Introduces the agent. Called before anything else; calling it again changes nothing.
     ///
     /// # Errors
     /// Permanent when the source refuses this agent: a wrong key, an unknown tenant.

@@ -1,0 +1,200 @@
+//! One deployment: wait for the start time, claim, submit, tell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::SemaphorePermit;
+use tracing::Instrument;
+
+use super::Shared;
+use super::in_hand::{Held, Stage};
+use crate::backoff::Backoff;
+use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Result, Submission};
+
+/// How old the reading of a run may be when it is claimed. The open-source server refuses a
+/// second claim only for 30 s after the first one and does not check versions, so an older
+/// reading could claim a run that somebody else has started since.
+const FRESH: Duration = Duration::from_secs(10);
+/// The longest single sleep before a start time: a clock that is set, or a machine that slept, is
+/// noticed after this time.
+const LONGEST_NAP: Duration = Duration::from_secs(1);
+
+/// Deploys a run that a poll has found.
+pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held) {
+    let span = tracing::info_span!("deploy", flow_run_id = %run.id);
+    async {
+        let Some(_slot) = start_time(&shared, &run, &held).await else {
+            return;
+        };
+        let run = match reading(&shared, run).await {
+            Ok(Some(run)) => run,
+            Ok(None) => return tracing::debug!("The flow run is not ready any more"),
+            Err(error) => {
+                return tracing::warn!(
+                    "Cannot read the flow run again, leaving it queued: {error}"
+                );
+            }
+        };
+        if let Err(error) = claim_and_submit(&shared, &run, &held).await {
+            give_up(&shared, &run, error).await;
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+/// Deploys a run that was claimed by a process which did not get further.
+pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
+    let span = tracing::info_span!("resume", flow_run_id = %run.id);
+    async {
+        let Ok(_slot) = shared.slots.acquire().await else {
+            return;
+        };
+        if shared.stopping.is_cancelled() {
+            return;
+        }
+        held.enter(Stage::Claimed);
+        tracing::info!(
+            "Flow run {} was claimed but has no job; deploying it now",
+            run.id
+        );
+        if let Err(error) = submit(&shared, &run).await {
+            give_up(&shared, &run, error).await;
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+/// Waits until the run is due and a slot is free; `None` when the agent stops before that.
+async fn start_time<'a>(
+    shared: &'a Shared,
+    run: &FlowRun,
+    held: &Held,
+) -> Option<SemaphorePermit<'a>> {
+    let slot = async {
+        if let Some(due) = run.due {
+            while let Ok(left) = Duration::try_from(due.duration_since(shared.source.now()))
+                && !left.is_zero()
+            {
+                tokio::time::sleep(left.min(LONGEST_NAP)).await;
+            }
+        }
+        held.enter(Stage::Due);
+        shared.slots.acquire().await.ok()
+    };
+    tokio::select! {
+        biased;
+        () = shared.stopping.cancelled() => None,
+        slot = slot => slot,
+    }
+}
+
+/// The run as it is, read again when the reading at hand is too old to claim it.
+async fn reading(shared: &Shared, run: FlowRun) -> Result<Option<FlowRun>> {
+    if run.read_at.elapsed() <= FRESH {
+        return Ok(Some(run));
+    }
+    let again = shared.source.reread(&run).await?;
+    // Rescheduled for later meanwhile: a later poll finds it in time.
+    Ok(again.filter(|run| run.due.is_none_or(|due| due <= shared.source.now())))
+}
+
+async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held) -> Result<()> {
+    let running = match shared.backend.jobs(run).await {
+        Ok(jobs) => jobs.into_iter().find(|job| !job.finished),
+        Err(error) if error.is_transient() => {
+            tracing::warn!("Cannot tell whether the run has a job, leaving it queued: {error}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    tracing::info!("Deploying flow run {} to execution environment...", run.id);
+    match shared.source.claim(run).await {
+        Ok(Claim::Claimed) => held.enter(Stage::Claimed),
+        Ok(Claim::Lost(reason)) => {
+            tracing::debug!("Not deploying the flow run: {reason}");
+            return Ok(());
+        }
+        Ok(Claim::StillQueued(reason)) => {
+            tracing::info!("Flow run {} stays in the queue: {reason}", run.id);
+            return Ok(());
+        }
+        Err(error) if error.is_transient() => {
+            tracing::warn!("Cannot claim the flow run, leaving it queued: {error}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    if let Some(job) = running {
+        tracing::info!(
+            "Flow run {} was scheduled again while its job {} is unfinished; keeping that job",
+            run.id,
+            job.name
+        );
+        return Ok(());
+    }
+    submit(shared, run).await
+}
+
+/// Submits a claimed run. An outage of the backend is waited out: the slot stays taken, so that
+/// no more is claimed than can be deployed. When the agent stops meanwhile, the next process
+/// recovers the run.
+async fn submit(shared: &Shared, run: &FlowRun) -> Result<()> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let Submission { job, created } = loop {
+        match shared.backend.submit(run).await {
+            Ok(submission) => break submission,
+            Err(error) if error.is_transient() => {
+                tracing::warn!("Cannot submit flow run {}, will try again: {error}", run.id);
+                tokio::time::sleep(backoff.pause(error.retry_after())).await;
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    tracing::info!("Completed deployment of flow run {}", run.id);
+    if created {
+        let message = format!("Submitted for execution: Job {job}");
+        shared
+            .logs
+            .write(entry(shared, run, LogLevel::Info, message))
+            .await;
+    }
+    Ok(())
+}
+
+/// Fails a run that can never be deployed, after telling its owner why.
+async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
+    let message = error.to_string();
+    tracing::error!("Cannot deploy flow run {}: {message}", run.id);
+    let told = entry(shared, run, LogLevel::Error, message.clone());
+    if let Err(error) = shared.source.write_logs(&[told]).await {
+        tracing::warn!("Failed to write to the log of flow run {}: {error}", run.id);
+    }
+    tracing::info!("Updating flow run {} state to Failed...", run.id);
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    loop {
+        match shared.source.fail(&run.id, &message).await {
+            Ok(()) => break,
+            Err(error) if error.is_transient() => {
+                tracing::warn!("Cannot fail flow run {}, will try again: {error}", run.id);
+                tokio::time::sleep(backoff.pause(error.retry_after())).await;
+            }
+            Err(error) => {
+                tracing::error!("Flow run {} could not be set to Failed: {error}", run.id);
+                break;
+            }
+        }
+    }
+    tracing::error!("Deployment of {} aborted!", run.id);
+}
+
+fn entry(shared: &Shared, run: &FlowRun, level: LogLevel, message: String) -> LogEntry {
+    LogEntry {
+        flow_run_id: run.id.clone(),
+        name: shared.options.name.clone(),
+        message,
+        level,
+        timestamp: None,
+    }
+}

@@ -1,0 +1,161 @@
+//! The runs that this process has in hand, so that none is deployed twice at the same time.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::FlowRunId;
+
+/// How far a run in hand has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not due yet.
+    Waiting,
+    /// Due, but not claimed yet.
+    Due,
+    /// Claimed.
+    Claimed,
+}
+
+/// How many runs are in each stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) waiting: usize,
+    pub(super) due: usize,
+    pub(super) claimed: usize,
+}
+
+impl Counts {
+    pub(super) fn total(self) -> usize {
+        self.waiting + self.due + self.claimed
+    }
+
+    fn of(&mut self, stage: Stage) -> &mut usize {
+        match stage {
+            Stage::Waiting => &mut self.waiting,
+            Stage::Due => &mut self.due,
+            Stage::Claimed => &mut self.claimed,
+        }
+    }
+}
+
+/// The runs in hand.
+#[derive(Debug, Default)]
+pub(super) struct InHand {
+    runs: Mutex<Runs>,
+    counts: watch::Sender<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Runs {
+    held: HashMap<FlowRunId, Stage>,
+    /// Runs that were let go since the current poll began: its answer may still show them as
+    /// they were before.
+    let_go: HashSet<FlowRunId>,
+}
+
+impl InHand {
+    /// Begins a poll: the ids that are in hand now.
+    pub(super) fn begin_poll(&self) -> HashSet<FlowRunId> {
+        let mut runs = self.lock();
+        runs.let_go.clear();
+        runs.held.keys().cloned().collect()
+    }
+
+    /// Takes a run in hand; `None` when it is already, or was during the current poll.
+    pub(super) fn take(self: &Arc<Self>, id: &FlowRunId, stage: Stage) -> Option<Held> {
+        let mut runs = self.lock();
+        if runs.held.contains_key(id) || runs.let_go.contains(id) {
+            return None;
+        }
+        runs.held.insert(id.clone(), stage);
+        self.counts.send_modify(|counts| *counts.of(stage) += 1);
+        Some(Held {
+            id: id.clone(),
+            in_hand: self.clone(),
+        })
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        *self.counts.borrow()
+    }
+
+    /// Waits until the counts satisfy a condition.
+    pub(super) async fn wait_for(&self, condition: impl FnMut(&Counts) -> bool) {
+        // The sender lives in `self`, so this cannot fail.
+        let _ = self.counts.subscribe().wait_for(condition).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Runs> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A run in hand; lets go of it when dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    id: FlowRunId,
+    in_hand: Arc<InHand>,
+}
+
+impl Held {
+    /// Notes how far the run has come.
+    pub(super) fn enter(&self, stage: Stage) {
+        let mut runs = self.in_hand.lock();
+        if let Some(held) = runs.held.get_mut(&self.id) {
+            let before = std::mem::replace(held, stage);
+            self.in_hand.counts.send_modify(|counts| {
+                *counts.of(before) -= 1;
+                *counts.of(stage) += 1;
+            });
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut runs = self.in_hand.lock();
+        if let Some(stage) = runs.held.remove(&self.id) {
+            runs.let_go.insert(self.id.clone());
+            self.in_hand
+                .counts
+                .send_modify(|counts| *counts.of(stage) -= 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_let_go_during_a_poll_is_not_taken_from_its_stale_answer() {
+        let in_hand = Arc::new(InHand::default());
+        let id = FlowRunId::from("a");
+        in_hand.begin_poll();
+        let held = in_hand.take(&id, Stage::Due).expect("free");
+        assert!(in_hand.take(&id, Stage::Due).is_none(), "held");
+        assert!(in_hand.begin_poll().contains(&id));
+        drop(held);
+        assert!(in_hand.take(&id, Stage::Due).is_none(), "let go meanwhile");
+        in_hand.begin_poll();
+        assert!(in_hand.take(&id, Stage::Due).is_some(), "offered anew");
+    }
+
+    #[test]
+    fn counts_follow_the_stages() {
+        let in_hand = Arc::new(InHand::default());
+        let held = in_hand.take(&"a".into(), Stage::Waiting).expect("free");
+        let _other = in_hand.take(&"b".into(), Stage::Due).expect("free");
+        held.enter(Stage::Claimed);
+        let expected = Counts {
+            waiting: 0,
+            due: 1,
+            claimed: 1,
+        };
+        assert_eq!(in_hand.counts(), expected);
+        drop(held);
+        assert_eq!(in_hand.counts().total(), 1);
+    }
+}

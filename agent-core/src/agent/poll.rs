@@ -1,0 +1,161 @@
+//! The poll loop: asks for ready runs, hands each to a deployment of its own, pauses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::time::{sleep, timeout};
+
+use super::in_hand::Stage;
+use super::{PREFETCH, Shared, deploy};
+use crate::{FlowRun, ReadyQuery};
+
+/// The pause after a round that brought work, and how long to wait for its claims before the next
+/// one when there is room for more.
+const BUSY: Duration = Duration::from_millis(250);
+/// The pauses after rounds that brought nothing, one after the other; the last one stays.
+const IDLE: [Duration; 6] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(10),
+];
+
+/// What a round brought.
+#[derive(Debug, PartialEq, Eq)]
+enum Round {
+    /// Runs that are due: more may be waiting behind them.
+    Due,
+    /// Only runs that are not due yet.
+    Upcoming,
+    /// Nothing new.
+    Nothing,
+}
+
+/// Polls until the polls are used up.
+pub(super) async fn run(shared: &Arc<Shared>) {
+    let mut idle = 0;
+    let mut polls = 0;
+    loop {
+        let round = round(shared).await;
+        polls += 1;
+        if shared.options.max_polls.is_some_and(|max| polls >= max) {
+            return;
+        }
+        match round {
+            Round::Due => {
+                idle = 0;
+                claims(shared).await;
+            }
+            Round::Upcoming => {
+                idle = 0;
+                pause(shared, BUSY).await;
+            }
+            Round::Nothing => {
+                let step = IDLE[idle.min(IDLE.len() - 1)];
+                idle += 1;
+                tracing::debug!(
+                    "Sleeping flow run poller for {} seconds...",
+                    step.as_secs_f64()
+                );
+                pause(shared, step).await;
+            }
+        }
+    }
+}
+
+/// Waits until everything due is claimed, so that the next poll shows what is behind it; or, when
+/// that takes long, until there is room to deploy more.
+async fn claims(shared: &Shared) {
+    let claimed = shared.in_hand.wait_for(|counts| counts.due == 0);
+    if timeout(BUSY, claimed).await.is_ok() {
+        return;
+    }
+    // At most a prefetch, so that start times are still met and the source sees us alive.
+    let claimed = shared.in_hand.wait_for(|counts| counts.due == 0);
+    let room = timeout(PREFETCH, async {
+        tokio::select! {
+            () = claimed => {}
+            permit = shared.slots.acquire() => drop(permit),
+        }
+    });
+    let _ = room.await;
+}
+
+/// Pauses; ends early when poked.
+async fn pause(shared: &Shared, pause: Duration) {
+    tokio::select! {
+        () = sleep(pause) => {}
+        () = shared.poke.notified() => {}
+    }
+}
+
+async fn round(shared: &Arc<Shared>) -> Round {
+    let first = shared.health.poll_begins();
+    let known = shared.in_hand.begin_poll();
+    let counts = shared.in_hand.counts();
+    let room = room_for(shared);
+    let limit = room.saturating_sub(counts.due) + room.saturating_sub(counts.waiting);
+    let ahead = SignedDuration::try_from(PREFETCH).unwrap_or_default();
+    let now = shared.source.now();
+    tracing::debug!("Querying for ready flow runs...");
+    let answer = shared
+        .source
+        .ready(ReadyQuery {
+            before: now.saturating_add(ahead).unwrap_or(now),
+            known: &known,
+            limit,
+        })
+        .await;
+    shared.health.poll_answered(answer.as_ref().err());
+    let ready = match answer {
+        Ok(ready) => ready,
+        Err(error) => {
+            tracing::error!("Failed to query for ready flow runs: {error}");
+            return Round::Nothing;
+        }
+    };
+    if first {
+        tracing::debug!("The first poll was answered");
+    }
+    if ready.runs.is_empty() {
+        tracing::debug!("No new flow runs found ({} in the queue).", ready.queued);
+        return Round::Nothing;
+    }
+    tracing::debug!("Found {} ready flow run(s).", ready.runs.len());
+    let mut round = Round::Nothing;
+    for run in ready.runs {
+        match take(shared, run, room) {
+            Some(Stage::Waiting) if round == Round::Nothing => round = Round::Upcoming,
+            Some(Stage::Due) => round = Round::Due,
+            _ => {}
+        }
+    }
+    round
+}
+
+/// How many runs may be in hand unclaimed, of those due and of those waiting each. Enough to keep
+/// every slot busy; the rest of a backlog stays at the source.
+fn room_for(shared: &Shared) -> usize {
+    (shared.options.concurrency * 2).max(64)
+}
+
+/// Hands a run to a deployment of its own, if there is room.
+fn take(shared: &Arc<Shared>, run: FlowRun, room: usize) -> Option<Stage> {
+    let counts = shared.in_hand.counts();
+    let waits = run.due.is_some_and(|due| due > shared.source.now());
+    let (stage, full) = if waits {
+        (Stage::Waiting, counts.waiting >= room)
+    } else {
+        (Stage::Due, counts.due >= room)
+    };
+    if full {
+        return None;
+    }
+    let held = shared.in_hand.take(&run.id, stage)?;
+    tracing::debug!("Submitting flow run {} for deployment...", run.id);
+    shared.deploy(deploy::run(shared.clone(), run, held));
+    Some(stage)
+}

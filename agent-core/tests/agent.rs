@@ -1,0 +1,367 @@
+//! The agent against a source and a backend in memory, under a paused clock.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use agent_core::{Agent, AgentBuilder, Error, JobRef, LogLevel, Phase};
+use support::{Faults, Jobs, Memory};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A running agent; ends cleanly on [`Running::stop`].
+struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<agent_core::Result<()>>,
+}
+
+impl Running {
+    fn start(builder: AgentBuilder) -> Self {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let agent = builder.build();
+        let task = tokio::spawn(agent.run(async {
+            let _ = stopped.await;
+        }));
+        Self { stop, task }
+    }
+
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        self.task.await.expect("no panic").expect("a clean end");
+    }
+
+    fn kill(self) {
+        self.task.abort();
+    }
+}
+
+fn world() -> (Arc<Memory>, Arc<Jobs>) {
+    let source = Memory::new(1);
+    let jobs = Jobs::new(&source);
+    (source, jobs)
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waiting = async {
+        while !condition() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(3600), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("{what} never happened"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn drains_a_backlog_without_idle_gaps_oldest_first() {
+    let (source, jobs) = world();
+    for n in 0..1000 {
+        let due = source.clock.at(Duration::ZERO) - jiff::SignedDuration::from_secs(2000 - n);
+        source.seed(&format!("run-{n:04}"), Some(due));
+    }
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the last deployment", || jobs.created().len() == 1000).await;
+    assert!(
+        source.clock.elapsed() < Duration::from_millis(300),
+        "{:?}",
+        source.clock.elapsed()
+    );
+    agent.stop().await;
+    assert!(jobs.created().values().all(|times| times.len() == 1));
+    let order = source.order.lock().expect("no panics").clone();
+    for (n, page) in order.chunks(25).enumerate() {
+        let mut page: Vec<_> = page.iter().map(|id| id.to_string()).collect();
+        page.sort();
+        let expected: Vec<_> = (n * 25..n * 25 + 25)
+            .map(|n| format!("run-{n:04}"))
+            .collect();
+        assert_eq!(page, expected, "oldest pages first");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn starts_runs_on_time_and_never_early() {
+    let (source, jobs) = world();
+    for ms in [1, 700, 3_000, 9_999, 12_345, 60_001] {
+        let due = source.clock.at(Duration::from_millis(ms));
+        source.seed(&ms.to_string(), Some(due));
+    }
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the last deployment", || jobs.created().len() == 6).await;
+    agent.stop().await;
+    for (attempt, times) in jobs.created() {
+        let ms: u128 = attempt
+            .split('/')
+            .next()
+            .and_then(|id| id.parse().ok())
+            .expect("an id");
+        let late = times[0].as_millis().checked_sub(ms);
+        assert!(
+            late.is_some_and(|late| late <= 250),
+            "{ms} was deployed at {times:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_at_growing_intervals_and_anew_after_work() {
+    let (source, jobs) = world();
+    let agent = Agent::builder(source.clone(), jobs.clone())
+        .max_polls(Some(8))
+        .build();
+    agent
+        .run(std::future::pending())
+        .await
+        .expect("a clean end");
+    let polls: Vec<f64> = {
+        let polls = source.polls.lock().expect("no panics");
+        polls.iter().map(Duration::as_secs_f64).collect()
+    };
+    let pauses: Vec<f64> = polls
+        .windows(2)
+        .map(|pair| (pair[1] - pair[0]) * 1000.0)
+        .collect();
+    let expected = [500.0, 1000.0, 2000.0, 4000.0, 8000.0, 10_000.0, 10_000.0];
+    for (pause, expected) in pauses.iter().zip(expected) {
+        assert!((pause - expected).abs() < 5.0, "{pauses:?}");
+    }
+    assert_eq!(pauses.len(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poke_ends_the_pause() {
+    let (source, jobs) = world();
+    let agent = Agent::builder(source.clone(), jobs.clone()).build();
+    let health = agent.health();
+    let task = tokio::spawn(agent.run(std::future::pending()));
+    until("the long pauses", || health.polls() == 7).await;
+    sleep(Duration::from_secs(1)).await;
+    source.seed("a", None);
+    let poked = Instant::now();
+    health.poke();
+    until("the deployment", || jobs.created().len() == 1).await;
+    assert!(poked.elapsed() < Duration::from_millis(100));
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_claim_makes_no_job_and_no_noise() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    source.lose_next_claims.store(1, Ordering::SeqCst);
+    let agent = Agent::builder(source.clone(), jobs.clone())
+        .max_polls(Some(4))
+        .build();
+    agent
+        .run(std::future::pending())
+        .await
+        .expect("a clean end");
+    assert!(jobs.created().is_empty());
+    let run = source.run("a");
+    assert_eq!((run.failed, run.logs), (None, Vec::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_is_logged_to_the_run() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    let agent = Agent::builder(source.clone(), jobs)
+        .name("north")
+        .max_polls(Some(1))
+        .build();
+    agent
+        .run(std::future::pending())
+        .await
+        .expect("a clean end");
+    let logs = source.run("a").logs;
+    assert_eq!(logs.len(), 1);
+    assert_eq!(logs[0].message, "Submitted for execution: Job job-a/0");
+    assert_eq!(
+        (logs[0].name.as_str(), logs[0].level),
+        ("north", LogLevel::Info)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_is_told_once_and_fails_the_run() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    *jobs.refuse.lock().expect("no panics") = Some(Error::permanent("no such namespace"));
+    let agent = Agent::builder(source.clone(), jobs)
+        .max_polls(Some(6))
+        .build();
+    agent
+        .run(std::future::pending())
+        .await
+        .expect("a clean end");
+    let run = source.run("a");
+    assert_eq!(run.failed.as_deref(), Some("no such namespace"));
+    assert_eq!(run.logs.len(), 1);
+    assert_eq!(run.logs[0].level, LogLevel::Error);
+    assert_eq!(run.logs[0].message, "no such namespace");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_the_backend_fails_nothing_and_claims_no_more_than_it_can_deploy() {
+    let (source, jobs) = world();
+    for n in 0..100 {
+        source.seed(&format!("{n}"), None);
+    }
+    *jobs.refuse.lock().expect("no panics") = Some(Error::transient("connection refused"));
+    let builder = Agent::builder(source.clone(), jobs.clone()).concurrency(4);
+    let agent = Running::start(builder);
+    sleep(Duration::from_secs(3600)).await;
+    let claimed = source.runs().values().filter(|run| run.claims > 0).count();
+    assert_eq!(claimed, 4);
+    *jobs.refuse.lock().expect("no panics") = None;
+    until("the deployments", || jobs.created().len() == 100).await;
+    agent.stop().await;
+    assert!(
+        source
+            .runs()
+            .values()
+            .all(|run| run.failed.is_none() && run.claims == 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn never_deploys_more_than_the_limit_at_once() {
+    let (source, jobs) = world();
+    source.faults.lock().expect("no panics").latency_ms = 50;
+    for n in 0..200 {
+        source.seed(&format!("{n}"), None);
+    }
+    let builder = Agent::builder(source.clone(), jobs.clone()).concurrency(7);
+    let agent = Running::start(builder);
+    until("the deployments", || jobs.created().len() == 200).await;
+    agent.stop().await;
+    assert_eq!(jobs.most_active.load(Ordering::SeqCst), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn adopts_the_running_job_of_a_rescheduled_run() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    source.seed("b", None);
+    let job = |finished| JobRef {
+        name: "earlier".to_owned(),
+        finished,
+    };
+    {
+        let mut existing = jobs.existing.lock().expect("no panics");
+        existing.insert("a".into(), vec![job(true), job(false)]);
+        existing.insert("b".into(), vec![job(true)]);
+    }
+    let agent = Agent::builder(source.clone(), jobs.clone())
+        .max_polls(Some(2))
+        .build();
+    agent
+        .run(std::future::pending())
+        .await
+        .expect("a clean end");
+    let created: Vec<_> = jobs.created().into_keys().collect();
+    assert_eq!(
+        created,
+        ["b/0"],
+        "only the run whose job has finished gets a new one"
+    );
+    assert_eq!(
+        source.run("a").phase,
+        Phase::Submitted,
+        "the run has left the queue"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_claimed_by_a_killed_agent_gets_its_job_from_the_next() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    *jobs.refuse.lock().expect("no panics") = Some(Error::transient("connection refused"));
+    let first = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the claim", || source.run("a").claims == 1).await;
+    first.kill();
+    *jobs.refuse.lock().expect("no panics") = None;
+    let second = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the deployment", || jobs.created().len() == 1).await;
+    second.stop().await;
+    assert_eq!(source.run("a").claims, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_finishes_what_has_begun_and_begins_nothing() {
+    let (source, jobs) = world();
+    source.faults.lock().expect("no panics").latency_ms = 1000;
+    source.seed("due", None);
+    source.seed("soon", Some(source.clock.at(Duration::from_secs(8))));
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the claim", || source.run("due").claims == 1).await;
+    agent.stop().await;
+    assert_eq!(jobs.created().len(), 1);
+    assert_eq!(
+        source.run("due").logs.len(),
+        1,
+        "its log entry was written too"
+    );
+    assert_eq!(source.run("soon").phase, Phase::Scheduled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_a_dead_backend_for_ever() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    *jobs.refuse.lock().expect("no panics") = Some(Error::transient("connection refused"));
+    let agent =
+        Running::start(Agent::builder(source.clone(), jobs).drain_timeout(Duration::from_secs(3)));
+    until("the claim", || source.run("a").claims == 1).await;
+    let told = Instant::now();
+    agent.stop().await;
+    assert!(
+        told.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        told.elapsed()
+    );
+    assert_eq!(source.run("a").failed, None);
+}
+
+/// Under every kind of fault, with two replicas and kills at random times, each run gets exactly
+/// one job. Each seed is another interleaving.
+#[tokio::test(start_paused = true)]
+async fn whatever_breaks_every_run_gets_exactly_one_job() {
+    for seed in 0..150 {
+        let source = Memory::new(seed);
+        let jobs = Jobs::new(&source);
+        *source.faults.lock().expect("no panics") = Faults {
+            before: 5,
+            after: 5,
+            latency_ms: 300,
+        };
+        let mut random = fastrand::Rng::with_seed(seed);
+        for n in 0..60 {
+            let due = source
+                .clock
+                .at(Duration::from_millis(random.u64(0..30_000)));
+            source.seed(&format!("{n}"), Some(due));
+        }
+        let start = || Running::start(Agent::builder(source.clone(), jobs.clone()).concurrency(8));
+        let mut replicas = vec![start(), start()];
+        for _ in 0..6 {
+            sleep(Duration::from_millis(random.u64(0..8_000))).await;
+            replicas.swap_remove(random.usize(0..2)).kill();
+            replicas.push(start());
+        }
+        let deployed = || jobs.created().len() == 60;
+        until(&format!("seed {seed}: the last deployment"), deployed).await;
+        for replica in replicas {
+            replica.stop().await;
+        }
+        for (attempt, times) in jobs.created() {
+            assert_eq!(times.len(), 1, "seed {seed}: {attempt}");
+        }
+        for (id, run) in source.runs().iter() {
+            assert_eq!((run.claims, &run.failed), (1, &None), "seed {seed}: {id}");
+        }
+    }
+}

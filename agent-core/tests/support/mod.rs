@@ -1,0 +1,321 @@
+//! A source and a backend in memory, with faults drawn from a seed, for tests of the agent alone.
+#![allow(unreachable_pub, reason = "shared by test files")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use agent_core::{
+    Claim, Error, FlowRun, FlowRunId, FlowRunSource, JobBackend, JobRef, LogEntry, Phase, Ready,
+    ReadyQuery, Registration, Result, State, Submission, Work, async_trait,
+};
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Instant, sleep};
+
+/// Time by tokio's clock, which tests pause.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+    zero: Timestamp,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            zero: "2030-01-01T00:00:00Z".parse().expect("a time"),
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.zero + SignedDuration::try_from(self.started.elapsed()).expect("in range")
+    }
+
+    pub fn at(&self, after: Duration) -> Timestamp {
+        self.zero + SignedDuration::try_from(after).expect("in range")
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub due: Option<Timestamp>,
+    pub scheduled: u32,
+    pub phase: Phase,
+    pub claims: usize,
+    pub claimed_at: Option<Instant>,
+    pub failed: Option<String>,
+    pub logs: Vec<LogEntry>,
+}
+
+/// Chances of faults, in percent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    pub before: u32,
+    pub after: u32,
+    pub latency_ms: u64,
+}
+
+pub struct Memory {
+    pub clock: Clock,
+    pub runs: Mutex<BTreeMap<FlowRunId, Stored>>,
+    pub polls: Mutex<Vec<Duration>>,
+    pub page: usize,
+    pub faults: Mutex<Faults>,
+    pub random: Mutex<fastrand::Rng>,
+    pub lose_next_claims: AtomicUsize,
+    pub order: Mutex<Vec<FlowRunId>>,
+}
+
+impl Memory {
+    pub fn new(seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            clock: Clock::new(),
+            runs: Mutex::default(),
+            polls: Mutex::default(),
+            page: 25,
+            faults: Mutex::default(),
+            random: Mutex::new(fastrand::Rng::with_seed(seed)),
+            lose_next_claims: AtomicUsize::new(0),
+            order: Mutex::default(),
+        })
+    }
+
+    pub fn seed(&self, id: &str, due: Option<Timestamp>) {
+        let stored = Stored {
+            due,
+            scheduled: 0,
+            phase: Phase::Scheduled,
+            claims: 0,
+            claimed_at: None,
+            failed: None,
+            logs: Vec::new(),
+        };
+        self.runs().insert(id.into(), stored);
+    }
+
+    pub fn runs(&self) -> MutexGuard<'_, BTreeMap<FlowRunId, Stored>> {
+        self.runs.lock().expect("no panics")
+    }
+
+    pub fn run(&self, id: &str) -> Stored {
+        self.runs()[id].clone()
+    }
+
+    fn flow_run(&self, id: &FlowRunId, stored: &Stored) -> FlowRun {
+        FlowRun {
+            due: stored.due,
+            attempt: format!("{id}/{}", stored.scheduled),
+            ..FlowRun::new(id.clone(), id.as_str(), Work::Flow(Box::default()))
+        }
+    }
+
+    pub async fn weather(&self) -> (bool, bool) {
+        let faults = *self.faults.lock().expect("no panics");
+        let (pause, before, after) = {
+            let mut random = self.random.lock().expect("no panics");
+            (
+                random.u64(0..=faults.latency_ms),
+                random.u32(0..100) < faults.before,
+                random.u32(0..100) < faults.after,
+            )
+        };
+        if pause > 0 {
+            sleep(Duration::from_millis(pause)).await;
+        }
+        (before, after)
+    }
+}
+
+fn broken() -> Error {
+    Error::transient("connection broken")
+}
+
+#[async_trait]
+impl FlowRunSource for Memory {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    async fn register(&self) -> Result<Registration> {
+        Ok(Registration::default())
+    }
+
+    async fn ready(&self, query: ReadyQuery<'_>) -> Result<Ready> {
+        self.polls
+            .lock()
+            .expect("no panics")
+            .push(self.clock.elapsed());
+        let (before, after) = self.weather().await;
+        if before || after {
+            return Err(broken());
+        }
+        let runs = self.runs();
+        let mut page: Vec<_> = runs
+            .iter()
+            .filter(|(_, run)| run.phase == Phase::Scheduled)
+            .filter(|(_, run)| run.due.is_none_or(|due| due <= query.before))
+            .collect();
+        page.sort_by_key(|(_, run)| run.due);
+        page.truncate(self.page);
+        let queued = page.len();
+        let mut runs: Vec<_> = page
+            .into_iter()
+            .filter(|(id, _)| !query.known.contains(*id))
+            .map(|(id, run)| self.flow_run(id, run))
+            .collect();
+        runs.truncate(query.limit);
+        Ok(Ready { runs, queued })
+    }
+
+    async fn reread(&self, run: &FlowRun) -> Result<Option<FlowRun>> {
+        let runs = self.runs();
+        let stored = &runs[&run.id];
+        Ok((stored.phase == Phase::Scheduled).then(|| self.flow_run(&run.id, stored)))
+    }
+
+    async fn claim(&self, run: &FlowRun) -> Result<Claim> {
+        let (before, after) = self.weather().await;
+        if before {
+            return Err(broken());
+        }
+        if self
+            .lose_next_claims
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            .is_ok()
+        {
+            self.runs().get_mut(&run.id).expect("known").phase = Phase::Submitted;
+            return Ok(Claim::Lost("somebody else has it".to_owned()));
+        }
+        let mut runs = self.runs();
+        let stored = runs.get_mut(&run.id).expect("known");
+        if stored.phase != Phase::Scheduled {
+            return Ok(Claim::Lost(format!("it is {:?}", stored.phase)));
+        }
+        stored.phase = Phase::Submitted;
+        stored.claims += 1;
+        stored.claimed_at = Some(Instant::now());
+        self.order.lock().expect("no panics").push(run.id.clone());
+        if after {
+            Err(broken())
+        } else {
+            Ok(Claim::Claimed)
+        }
+    }
+
+    async fn fail(&self, run: &FlowRunId, message: &str) -> Result<()> {
+        let (before, after) = self.weather().await;
+        if before {
+            return Err(broken());
+        }
+        let mut runs = self.runs();
+        let stored = runs.get_mut(run).expect("known");
+        stored.phase = Phase::Finished;
+        stored.failed = Some(message.to_owned());
+        if after { Err(broken()) } else { Ok(()) }
+    }
+
+    async fn write_logs(&self, entries: &[LogEntry]) -> Result<()> {
+        let mut runs = self.runs();
+        for entry in entries {
+            let stored = runs.get_mut(&entry.flow_run_id).expect("known");
+            stored.logs.push(entry.clone());
+        }
+        Ok(())
+    }
+
+    async fn states(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>> {
+        let stored = self.runs();
+        let state = |phase| State {
+            name: format!("{phase:?}"),
+            phase,
+        };
+        Ok(runs
+            .iter()
+            .filter_map(|id| Some((id.clone(), state(stored.get(id)?.phase))))
+            .collect())
+    }
+
+    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRun>> {
+        let (before, _) = self.weather().await;
+        if before {
+            return Err(broken());
+        }
+        let runs = self.runs();
+        Ok(runs
+            .iter()
+            .filter(|(_, run)| run.phase == Phase::Submitted)
+            .filter(|(_, run)| run.claimed_at.is_some_and(|at| at.elapsed() >= age))
+            .map(|(id, run)| self.flow_run(id, run))
+            .collect())
+    }
+}
+
+/// Jobs in memory.
+pub struct Jobs {
+    pub source: Arc<Memory>,
+    /// Creations by attempt: when each took place.
+    pub created: Mutex<BTreeMap<String, Vec<Duration>>>,
+    pub existing: Mutex<HashMap<FlowRunId, Vec<JobRef>>>,
+    pub refuse: Mutex<Option<Error>>,
+    pub active: AtomicUsize,
+    pub most_active: AtomicUsize,
+}
+
+impl Jobs {
+    pub fn new(source: &Arc<Memory>) -> Arc<Self> {
+        Arc::new(Self {
+            source: source.clone(),
+            created: Mutex::default(),
+            existing: Mutex::default(),
+            refuse: Mutex::default(),
+            active: AtomicUsize::new(0),
+            most_active: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn created(&self) -> BTreeMap<String, Vec<Duration>> {
+        self.created.lock().expect("no panics").clone()
+    }
+}
+
+#[async_trait]
+impl JobBackend for Jobs {
+    async fn submit(&self, run: &FlowRun) -> Result<Submission> {
+        let active = self.active.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_active.fetch_max(active, Ordering::SeqCst);
+        let (before, after) = self.source.weather().await;
+        self.active.fetch_sub(1, Ordering::SeqCst);
+        if let Some(error) = self.refuse.lock().expect("no panics").clone() {
+            return Err(error);
+        }
+        if before {
+            return Err(broken());
+        }
+        let job = format!("job-{}", run.attempt);
+        let mut created = self.created.lock().expect("no panics");
+        let times = created.entry(run.attempt.clone()).or_default();
+        let new = times.is_empty();
+        if new {
+            times.push(self.source.clock.elapsed());
+            let mut existing = self.existing.lock().expect("no panics");
+            existing.entry(run.id.clone()).or_default().push(JobRef {
+                name: job.clone(),
+                finished: false,
+            });
+        }
+        if after {
+            return Err(broken());
+        }
+        Ok(Submission { job, created: new })
+    }
+
+    async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>> {
+        let existing = self.existing.lock().expect("no panics");
+        Ok(existing.get(&run.id).cloned().unwrap_or_default())
+    }
+}
