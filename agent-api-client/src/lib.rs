@@ -1,1 +1,24 @@
-//! agent-api-client
+//! The Prefect 1 GraphQL API as a source of flow runs.
+//!
+//! - [`client`]: [`PrefectApi`] and its [`ApiSettings`]: who the agent is and what it asks.
+//! - [`error`]: [`ApiError`], typed by what came back.
+//! - [`row`]: a row of the API's `flow_run` query, and the flow run it describes.
+//! - `source`: the client as a [`agent_core::FlowRunSource`]: claims whose outcome is read back
+//!   when an answer was lost.
+//! - `transport`: one pooled HTTP client; headers, time limits, retries, and what each answer
+//!   means.
+//! - `operations`: the GraphQL operations, checked against `schema.graphql` at compile time.
+//! - `state`, `time`: states and times as Prefect writes them.
+#![warn(missing_docs)]
+
+pub mod client;
+pub mod error;
+mod operations;
+pub mod row;
+mod source;
+mod state;
+mod time;
+mod transport;
+
+pub use client::{ApiSettings, Backend, PrefectApi};
+pub use error::{ApiError, Cause};

@@ -1,0 +1,367 @@
+//! The client: who the agent is, and what it asks the API.
+
+use std::time::Duration;
+
+use agent_core::{FlowRunId, LogEntry, LogLevel, State};
+use cynic::{MutationBuilder, QueryBuilder};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::SecretString;
+use serde_json::Value;
+
+use crate::error::{ApiError, Cause};
+use crate::operations::*;
+use crate::row::FlowRunRow;
+use crate::transport::Transport;
+use crate::{state, time};
+
+/// How long a task run must have been due before its flow run is taken as abandoned: a flow that
+/// is still alive retries by itself within this time.
+const RETRY_BUFFER: SignedDuration = SignedDuration::from_secs(3);
+/// Runs per request, where the number is ours to choose.
+pub(crate) const CHUNK: usize = 500;
+
+/// The two kinds of Prefect 1 API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// Prefect Cloud: keys belong to a tenant.
+    Cloud,
+    /// The open-source Prefect Server.
+    Server,
+}
+
+/// How to reach the API, and as whom.
+#[derive(Debug, Clone)]
+pub struct ApiSettings {
+    /// The API's address; requests go to exactly this address.
+    pub url: String,
+    /// Which kind of API it is.
+    pub backend: Backend,
+    /// The API key, if there is one.
+    pub key: Option<SecretString>,
+    /// The tenant's id, if it is known; else the API is asked.
+    pub tenant_id: Option<String>,
+    /// The agent's name.
+    pub name: String,
+    /// The agent's labels, in the order in which they are sent.
+    pub labels: Vec<String>,
+    /// The agent config to register with.
+    pub agent_config_id: Option<String>,
+    /// How long one request may take.
+    pub request_timeout: Duration,
+    /// How long passing failures of one call are retried while the agent runs.
+    pub retry_for: Duration,
+    /// The same at the start, where somebody waits for a word.
+    pub retry_start_for: Duration,
+}
+
+impl ApiSettings {
+    /// Settings for an API without a key, with the usual limits: 15 s per request, 30 s of
+    /// retries, 4 s of them at the start.
+    pub fn new(url: impl Into<String>, backend: Backend) -> Self {
+        Self {
+            url: url.into(),
+            backend,
+            key: None,
+            tenant_id: None,
+            name: "agent".to_owned(),
+            labels: Vec::new(),
+            agent_config_id: None,
+            request_timeout: Duration::from_secs(15),
+            retry_for: Duration::from_secs(30),
+            retry_start_for: Duration::from_secs(4),
+        }
+    }
+}
+
+/// A client of the Prefect 1 API, and through it a [`agent_core::FlowRunSource`].
+#[derive(Debug)]
+pub struct PrefectApi {
+    pub(crate) settings: ApiSettings,
+    pub(crate) transport: Transport,
+    pub(crate) registered: tokio::sync::Mutex<Option<agent_core::Registration>>,
+}
+
+impl PrefectApi {
+    /// A client; nothing is sent yet. A rustls crypto provider must be installed.
+    ///
+    /// # Errors
+    /// A sentence on what is wrong with the settings.
+    pub fn new(settings: ApiSettings) -> Result<Self, String> {
+        let transport = Transport::new(
+            &settings.url,
+            settings.key.clone(),
+            settings.request_timeout,
+        )?;
+        if let Some(tenant) = &settings.tenant_id {
+            transport.set_tenant(tenant.clone());
+        }
+        Ok(Self {
+            settings,
+            transport,
+            registered: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The API's address, without credentials.
+    pub fn address(&self) -> &str {
+        self.transport.shown()
+    }
+
+    /// The tenant's id; asked from the API the first time when it is not in the settings.
+    ///
+    /// # Errors
+    /// What the API said, or that it has no tenant for this agent.
+    pub async fn tenant(&self) -> Result<String, ApiError> {
+        if let Some(tenant) = self.transport.tenant() {
+            return Ok(tenant.to_owned());
+        }
+        let budget = self.settings.retry_start_for;
+        let refused = |cause: &str| {
+            self.transport
+                .error("tenant", Cause::Refused(cause.to_owned()))
+        };
+        let tenant = match self.settings.backend {
+            Backend::Cloud if !self.transport.has_key() => {
+                return Err(refused(
+                    "You have not set an API key for authentication; set one with --key or PREFECT__CLOUD__API_KEY.",
+                ));
+            }
+            Backend::Cloud => self
+                .transport
+                .run("auth_info", Auth::build(()), budget)
+                .await?
+                .auth_info
+                .and_then(|info| info.tenant_id)
+                .ok_or_else(|| {
+                    refused("An API token was used as an API key. There is no tenant associated with API tokens. Use an API key for authentication.")
+                })?,
+            Backend::Server => {
+                let tenants = self.transport.run("tenant", Tenants::build(()), budget).await?;
+                tenants.tenant.into_iter().next().map(|tenant| tenant.id).ok_or_else(|| {
+                    refused("Your Prefect Server instance has no tenants. Create a tenant with `prefect server create-tenant`")
+                })?
+            }
+        };
+        self.transport.set_tenant(tenant.0.clone());
+        Ok(tenant.0)
+    }
+
+    /// Registers the agent and returns its id.
+    pub(crate) async fn register_agent(&self, tenant: &str) -> Result<String, ApiError> {
+        let budget = self.settings.retry_start_for;
+        let config = self.settings.agent_config_id.clone().map(Uuid);
+        let input = RegisterAgentInput {
+            kind: "KubernetesAgent".to_owned(),
+            name: Some(self.settings.name.clone()),
+            labels: Some(self.settings.labels.clone()),
+            tenant_id: Uuid(tenant.to_owned()),
+            agent_config_id: config.clone(),
+        };
+        let mutation = RegisterAgent::build(RegisterAgentVariables { input });
+        let agent = self
+            .transport
+            .run("register_agent", mutation, budget)
+            .await?
+            .register_agent
+            .and_then(|agent| agent.id)
+            .filter(|id| !id.0.is_empty())
+            .ok_or_else(|| {
+                let cause = Cause::Refused("Error registering agent: no id came back".to_owned());
+                self.transport.error("register_agent", cause)
+            })?;
+        if let Some(id) = config {
+            let query = AgentConfigs::build(ById { id: id.clone() });
+            let configs = self.transport.run("agent_config", query, budget).await?;
+            let config = configs.agent_config.into_iter().next().ok_or_else(|| {
+                let cause = Cause::Refused(format!(
+                    "there is no agent config {}; check --agent-config-id",
+                    id.0
+                ));
+                self.transport.error("agent_config", cause)
+            })?;
+            let settings = config.settings.map_or(Value::Null, |json| json.0);
+            tracing::debug!("Agent config {}: {settings}", id.0);
+        }
+        self.transport.set_agent(agent.0.clone());
+        Ok(agent.0)
+    }
+
+    /// Whether the API answers this agent.
+    pub(crate) async fn hello(&self) -> Result<(), ApiError> {
+        let budget = self.settings.retry_start_for;
+        self.transport
+            .run("hello", Hello::build(()), budget)
+            .await?;
+        Ok(())
+    }
+
+    /// The ids of runs that are due up to a time, those that are due first at the beginning.
+    pub(crate) async fn queue(&self, before: Timestamp) -> Result<Vec<String>, ApiError> {
+        let tenant = self.tenant().await?;
+        let input = RunsInQueueInput {
+            before: Some(Time(time::format(before))),
+            labels: Some(self.settings.labels.clone()),
+            tenant_id: Uuid(tenant),
+        };
+        let query = RunsInQueue::build(RunsInQueueVariables { input });
+        let queued = self
+            .transport
+            .run("get_runs_in_queue", query, self.settings.retry_for)
+            .await?
+            .get_runs_in_queue;
+        let ids = queued.and_then(|queued| queued.flow_run_ids);
+        Ok(ids.unwrap_or_default().into_iter().map(|id| id.0).collect())
+    }
+
+    /// The rows of those runs among `ids` that are ready.
+    pub(crate) async fn rows(&self, ids: Vec<String>) -> Result<Vec<FlowRunRow>, ApiError> {
+        let now = self.transport.now();
+        let variables = ReadyRows {
+            ids: Some(ids.into_iter().map(Uuid).collect()),
+            buffer: Time(time::format(
+                now.saturating_sub(RETRY_BUFFER).unwrap_or(now),
+            )),
+        };
+        let query = ReadyFlowRuns::build(variables);
+        let rows = self
+            .transport
+            .run("flow_run", query, self.settings.retry_for)
+            .await?
+            .flow_run;
+        Ok(rows.into_iter().map(FlowRunRow::from).collect())
+    }
+
+    /// Sets the state of a flow run, once: the outcome of a lost answer is for the caller to find
+    /// out. A `version` of `None` overwrites any.
+    pub(crate) async fn set_flow_run_state(
+        &self,
+        id: &str,
+        version: Option<i32>,
+        state: Value,
+    ) -> Result<StateResult, ApiError> {
+        let state = FlowRunStateInput {
+            flow_run_id: Uuid(id.to_owned()),
+            version,
+            state: Json(state),
+        };
+        let input = FlowRunStatesInput {
+            states: vec![state],
+        };
+        let mutation = SetFlowRunStates::build(FlowRunStatesVariables { input });
+        let operation = "set_flow_run_states";
+        let answer = self.transport.once(operation, mutation).await?;
+        let states = answer.set_flow_run_states.map(|answer| answer.states);
+        self.one_result(operation, states)
+    }
+
+    /// Sets the state of a task run, once.
+    pub(crate) async fn set_task_run_state(
+        &self,
+        id: &str,
+        version: Option<i32>,
+        state: Value,
+    ) -> Result<StateResult, ApiError> {
+        let state = TaskRunStateInput {
+            task_run_id: Uuid(id.to_owned()),
+            version,
+            state: Json(state),
+        };
+        let input = TaskRunStatesInput {
+            states: vec![state],
+        };
+        let mutation = SetTaskRunStates::build(TaskRunStatesVariables { input });
+        let operation = "set_task_run_states";
+        let answer = self.transport.once(operation, mutation).await?;
+        let states = answer.set_task_run_states.map(|answer| answer.states);
+        self.one_result(operation, states)
+    }
+
+    fn one_result(
+        &self,
+        operation: &'static str,
+        results: Option<Vec<StateResult>>,
+    ) -> Result<StateResult, ApiError> {
+        results
+            .and_then(|results| results.into_iter().next())
+            .ok_or_else(|| {
+                let cause = Cause::Malformed("it holds no result for the state".to_owned());
+                self.transport.error(operation, cause)
+            })
+    }
+
+    /// Appends entries to flow-run logs.
+    pub(crate) async fn write_run_logs(&self, entries: &[LogEntry]) -> Result<(), ApiError> {
+        let level = |level| match level {
+            LogLevel::Debug => "DEBUG",
+            LogLevel::Info => "INFO",
+            LogLevel::Warning => "WARNING",
+            LogLevel::Error => "ERROR",
+        };
+        let logs = entries.iter().map(|entry| RunLogInput {
+            flow_run_id: Some(Uuid(entry.flow_run_id.to_string())),
+            name: Some(entry.name.clone()),
+            message: Some(entry.message.clone()),
+            level: Some(level(entry.level).to_owned()),
+            timestamp: entry.timestamp.map(|at| Time(time::format(at))),
+        });
+        let input = RunLogsInput {
+            logs: logs.collect(),
+        };
+        let mutation = WriteRunLogs::build(RunLogsVariables { input });
+        let operation = "write_run_logs";
+        let answer = self
+            .transport
+            .run(operation, mutation, self.settings.retry_for)
+            .await?;
+        match answer.write_run_logs.and_then(|answer| answer.success) {
+            Some(true) => Ok(()),
+            _ => {
+                let cause = Cause::Refused("Writing logs failed.".to_owned());
+                Err(self.transport.error(operation, cause))
+            }
+        }
+    }
+
+    /// The state rows of runs; unknown runs are missing.
+    pub(crate) async fn run_states(&self, ids: &[FlowRunId]) -> Result<Vec<RunState>, ApiError> {
+        let mut rows = Vec::with_capacity(ids.len());
+        for chunk in ids.chunks(CHUNK) {
+            let ids = chunk.iter().map(|id| Uuid(id.to_string())).collect();
+            let query = RunStates::build(ByIds { ids: Some(ids) });
+            let answer = self
+                .transport
+                .run("flow_run", query, self.settings.retry_for)
+                .await?;
+            rows.extend(answer.flow_run);
+        }
+        Ok(rows)
+    }
+
+    /// The rows of runs that this agent has claimed before a time and that are still Submitted.
+    pub(crate) async fn claimed_rows(
+        &self,
+        agent: &str,
+        before: Timestamp,
+    ) -> Result<Vec<FlowRunRow>, ApiError> {
+        let query = ClaimedFlowRuns::build(ClaimedRows {
+            agent: Uuid(agent.to_owned()),
+            before: Time(time::format(before)),
+        });
+        let answer = self
+            .transport
+            .run("flow_run", query, self.settings.retry_for)
+            .await?;
+        Ok(answer.flow_run.into_iter().map(FlowRunRow::from).collect())
+    }
+}
+
+impl RunState {
+    /// The state as the agent sees it.
+    pub(crate) fn state(&self) -> State {
+        let serialized = self
+            .serialized_state
+            .as_ref()
+            .map(|json| state::kind(&json.0));
+        state::state(self.state.as_deref().or(serialized).unwrap_or_default())
+    }
+}

@@ -1,0 +1,228 @@
+//! A row of the API's `flow_run` query, and the flow run it describes.
+
+use agent_core::{Flow, FlowRun, FlowRunId, Work};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::{operations, state, time};
+
+/// One element of the answer to the API's `flow_run` query. Every member but the ids may be
+/// missing; members that are not listed are ignored.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FlowRunRow {
+    /// The run's id.
+    pub id: String,
+    /// The version of its state.
+    #[serde(default)]
+    pub version: Option<i32>,
+    /// Its state, serialized.
+    #[serde(default)]
+    pub serialized_state: Value,
+    /// When it was first meant to start.
+    #[serde(default)]
+    pub scheduled_start_time: Option<String>,
+    /// Its run config.
+    #[serde(default)]
+    pub run_config: Value,
+    /// Its name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its flow.
+    pub flow: FlowRow,
+    /// Those of its task runs that wait for a retry.
+    #[serde(default)]
+    pub task_runs: Vec<TaskRunRow>,
+}
+
+/// The flow of a [`FlowRunRow`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct FlowRow {
+    /// The flow's id.
+    pub id: String,
+    /// The flow's name.
+    #[serde(default)]
+    pub name: String,
+    /// The environment of flows from before run configs.
+    #[serde(default)]
+    pub environment: Value,
+    /// Where the flow's code is.
+    #[serde(default)]
+    pub storage: Value,
+    /// The version of Prefect that registered the flow.
+    #[serde(default)]
+    pub core_version: Option<String>,
+}
+
+/// A task run of a [`FlowRunRow`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct TaskRunRow {
+    /// The task run's id.
+    pub id: String,
+    /// The version of its state.
+    #[serde(default)]
+    pub version: Option<i32>,
+    /// Its state, serialized.
+    #[serde(default)]
+    pub serialized_state: Value,
+}
+
+/// What a claim needs of a row; kept in [`FlowRun::token`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Token {
+    pub(crate) version: Option<i32>,
+    pub(crate) state: Value,
+    pub(crate) tasks: Vec<TaskToken>,
+}
+
+/// What the claim of one task run needs.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TaskToken {
+    pub(crate) id: String,
+    pub(crate) version: Option<i32>,
+    pub(crate) state: Value,
+}
+
+impl FlowRunRow {
+    /// The flow run that the row describes.
+    pub fn into_flow_run(self) -> FlowRun {
+        let tasks: Vec<TaskToken> = self
+            .task_runs
+            .into_iter()
+            .filter(|task| state::is_scheduled(&task.serialized_state))
+            .map(|task| TaskToken {
+                id: task.id,
+                version: task.version,
+                state: task.serialized_state,
+            })
+            .collect();
+        let scheduled = state::is_scheduled(&self.serialized_state);
+        let start = state::start_time(&self.serialized_state);
+        let attempt = match (start, tasks.is_empty()) {
+            (None, false) => retry_attempt(&self.id, &tasks),
+            (start, _) => {
+                let first = || self.scheduled_start_time.as_deref().and_then(time::parse);
+                format!("{}@{}", self.id, micros(start.or_else(first)))
+            }
+        };
+        let token = Token {
+            version: self.version,
+            state: self.serialized_state,
+            tasks,
+        };
+        FlowRun {
+            id: FlowRunId::from(self.id),
+            name: self.name.unwrap_or_default(),
+            due: start.filter(|_| scheduled),
+            attempt,
+            work: Work::Flow(Box::new(Flow {
+                id: self.flow.id,
+                name: self.flow.name,
+                core_version: self.flow.core_version,
+                storage: self.flow.storage,
+                run_config: self.run_config,
+                environment: self.flow.environment,
+            })),
+            token: serde_json::to_value(token).unwrap_or_default(),
+            read_at: Instant::now(),
+        }
+    }
+}
+
+/// A retry within a run that is still Running has no start time of its own: its task runs do.
+fn retry_attempt(id: &str, tasks: &[TaskToken]) -> String {
+    let mut starts: Vec<String> = tasks
+        .iter()
+        .map(|task| format!("{}@{}", task.id, micros(state::start_time(&task.state))))
+        .collect();
+    starts.sort();
+    format!("{id}/{}", starts.join(","))
+}
+
+fn micros(time: Option<Timestamp>) -> String {
+    time.map_or_else(|| "-".to_owned(), |time| time.as_microsecond().to_string())
+}
+
+impl From<operations::FlowRun> for FlowRunRow {
+    fn from(row: operations::FlowRun) -> Self {
+        let json = |value: Option<operations::Json>| value.map_or(Value::Null, |json| json.0);
+        Self {
+            id: row.id.0,
+            version: row.version,
+            serialized_state: json(row.serialized_state),
+            scheduled_start_time: row.scheduled_start_time.map(|time| time.0),
+            run_config: json(row.run_config),
+            name: row.name,
+            flow: FlowRow {
+                id: row.flow.id.0,
+                name: row.flow.name,
+                environment: json(row.flow.environment),
+                storage: json(row.flow.storage),
+                core_version: row.flow.core_version,
+            },
+            task_runs: Vec::new(),
+        }
+    }
+}
+
+impl From<operations::ReadyFlowRun> for FlowRunRow {
+    fn from(ready: operations::ReadyFlowRun) -> Self {
+        let task_runs = ready.task_runs.into_iter().map(|task| TaskRunRow {
+            id: task.id.0,
+            version: task.version,
+            serialized_state: task.serialized_state.map_or(Value::Null, |json| json.0),
+        });
+        Self {
+            task_runs: task_runs.collect(),
+            ..Self::from(ready.row)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(state: Value, tasks: Value) -> FlowRun {
+        let row =
+            json!({"id": "r", "flow": {"id": "f"}, "serialized_state": state, "task_runs": tasks});
+        serde_json::from_value::<FlowRunRow>(row)
+            .expect("a row")
+            .into_flow_run()
+    }
+
+    fn scheduled(at: &str) -> Value {
+        json!({"type": "Scheduled", "start_time": at})
+    }
+
+    #[test]
+    fn an_attempt_is_known_again_after_its_claim_and_differs_from_the_next() {
+        let first = scheduled("2023-01-05T10:00:05+00:00");
+        let ready = row(first.clone(), json!([]));
+        let claimed = row(state::submitted(&first, ""), json!([]));
+        let next = row(scheduled("2023-01-05T10:20:05+00:00"), json!([]));
+        assert_eq!(ready.attempt, claimed.attempt);
+        assert_ne!(ready.attempt, next.attempt);
+        assert!(ready.due.is_some());
+        assert_eq!(claimed.due, None);
+    }
+
+    #[test]
+    fn a_retry_is_told_by_its_task_runs() {
+        let task = |id: &str, at| json!({"id": id, "serialized_state": {"type": "Retrying", "start_time": at}});
+        let running = json!({"type": "Running"});
+        let (a, b) = (
+            task("a", "2023-01-05T10:00:05+00:00"),
+            task("b", "2023-01-05T10:00:06+00:00"),
+        );
+        let one = row(running.clone(), json!([a, b]));
+        let same = row(running.clone(), json!([b, a]));
+        let later = row(running, json!([a, task("b", "2023-01-05T11:00:06+00:00")]));
+        assert_eq!(one.attempt, same.attempt);
+        assert_ne!(one.attempt, later.attempt);
+        assert_eq!(one.due, None, "a retry is due at once");
+    }
+}

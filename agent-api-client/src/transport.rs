@@ -1,0 +1,476 @@
+//! One GraphQL request over HTTP: headers, body, time limits, and what each answer means.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use agent_core::backoff::Backoff;
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, Response, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::error::{ApiError, Cause};
+use crate::state::CORE_VERSION;
+
+/// The largest answer that is read. The API has no paging, so answers of many MB are normal.
+const LARGEST_ANSWER: usize = 64 << 20;
+/// How much of an unexpected body an error shows.
+const SHOWN: usize = 200;
+/// Clocks that differ by less are taken as equal: the API tells its time in whole seconds.
+const SKEW: i64 = 2_000;
+
+/// The way to the API.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    http: Client,
+    url: Url,
+    shown: String,
+    key: Option<SecretString>,
+    tenant: OnceLock<String>,
+    agent: OnceLock<String>,
+    /// How far the API's clock is ahead of ours, in milliseconds; zero when about equal.
+    ahead: AtomicI64,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    query: &'a str,
+    /// JSON as text: the API takes nothing else.
+    variables: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Answer<T> {
+    data: Option<T>,
+    errors: Option<Vec<Value>>,
+}
+
+impl Transport {
+    /// A way to the API at `url`, with one pool of kept connections.
+    ///
+    /// # Errors
+    /// A sentence on what is wrong with the address, the key or the TLS set-up.
+    pub(crate) fn new(
+        url: &str,
+        key: Option<SecretString>,
+        timeout: Duration,
+    ) -> Result<Self, String> {
+        let trimmed = url.trim_end_matches('/');
+        let parsed = Url::parse(trimmed)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| {
+                format!("the API address {url:?} is not an http or https address; set it with --api or PREFECT__CLOUD__API")
+            })?;
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            return Err("no crypto provider is installed; call rustls' CryptoProvider::install_default first".to_owned());
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            HeaderName::from_static("x-prefect-core-version"),
+            HeaderValue::from_static(CORE_VERSION),
+        );
+        let http = Client::builder()
+            .user_agent(concat!(
+                "prefect-kubernetes-agent/",
+                env!("CARGO_PKG_VERSION")
+            ))
+            .default_headers(headers)
+            .timeout(timeout)
+            .connect_timeout(timeout)
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build()
+            .map_err(|error| format!("cannot set up the HTTP client: {}", chain(&error)))?;
+        if let Some(key) = &key {
+            bearer(key).ok_or("the API key holds characters that no key can have; check --key or PREFECT__CLOUD__API_KEY")?;
+        }
+        let mut shown = parsed.clone();
+        // Only addresses that cannot hold credentials refuse these.
+        let _ = (shown.set_username(""), shown.set_password(None));
+        Ok(Self {
+            http,
+            shown: shown.as_str().trim_end_matches('/').to_owned(),
+            url: parsed,
+            key,
+            tenant: OnceLock::new(),
+            agent: OnceLock::new(),
+            ahead: AtomicI64::new(0),
+        })
+    }
+
+    /// The address, for messages.
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    pub(crate) fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.tenant.get().map(String::as_str)
+    }
+
+    pub(crate) fn set_tenant(&self, id: String) {
+        let _ = self.tenant.set(id);
+    }
+
+    pub(crate) fn agent(&self) -> Option<&str> {
+        self.agent.get().map(String::as_str)
+    }
+
+    pub(crate) fn set_agent(&self, id: String) {
+        let _ = self.agent.set(id);
+    }
+
+    /// The time by the API's clock, as far as it tells.
+    pub(crate) fn now(&self) -> Timestamp {
+        let ahead = SignedDuration::from_millis(self.ahead.load(Ordering::Relaxed));
+        let now = Timestamp::now();
+        now.saturating_add(ahead).unwrap_or(now)
+    }
+
+    /// An error of this API.
+    pub(crate) fn error(&self, operation: &'static str, cause: Cause) -> ApiError {
+        ApiError {
+            operation,
+            url: self.shown.clone(),
+            cause,
+        }
+    }
+
+    /// Sends an operation, again while it fails in passing, for at most about `budget`.
+    pub(crate) async fn run<F, V>(
+        &self,
+        operation: &'static str,
+        query: cynic::Operation<F, V>,
+        budget: Duration,
+    ) -> Result<F, ApiError>
+    where
+        F: DeserializeOwned,
+        V: Serialize,
+    {
+        let body = self.body(operation, &query)?;
+        let until = Instant::now() + budget;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let error = match self.send(operation, body.clone()).await {
+                Ok(data) => return Ok(data),
+                Err(error) if !error.cause.is_transient() => return Err(error),
+                Err(error) => error,
+            };
+            let pause = backoff.pause(error.cause.retry_after());
+            if Instant::now() + pause > until {
+                return Err(error);
+            }
+            tracing::debug!("{error}; trying again in {pause:?}");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Sends an operation once.
+    pub(crate) async fn once<F, V>(
+        &self,
+        operation: &'static str,
+        query: cynic::Operation<F, V>,
+    ) -> Result<F, ApiError>
+    where
+        F: DeserializeOwned,
+        V: Serialize,
+    {
+        let body = self.body(operation, &query)?;
+        self.send(operation, body).await
+    }
+
+    fn body<F, V: Serialize>(
+        &self,
+        operation: &'static str,
+        query: &cynic::Operation<F, V>,
+    ) -> Result<Bytes, ApiError> {
+        let body = serde_json::to_string(&query.variables).and_then(|variables| {
+            serde_json::to_vec(&Body {
+                query: &query.query,
+                variables: &variables,
+            })
+        });
+        body.map(Bytes::from)
+            .map_err(|error| self.error(operation, Cause::Refused(error.to_string())))
+    }
+
+    async fn send<F: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        body: Bytes,
+    ) -> Result<F, ApiError> {
+        let answer = async {
+            let mut request = self
+                .http
+                .post(self.url.clone())
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(body);
+            if let Some(key) = self.key.as_ref().and_then(bearer) {
+                request = request.header(header::AUTHORIZATION, key);
+                if let Some(tenant) = self.tenant() {
+                    request = request.header("x-prefect-tenant-id", tenant);
+                }
+            }
+            if let Some(agent) = self.agent() {
+                request = request.header("x-prefect-agent-id", agent);
+            }
+            let response = request.send().await.map_err(broken)?;
+            self.note_clock(response.headers());
+            read(response).await
+        };
+        answer.await.map_err(|cause| self.error(operation, cause))
+    }
+
+    /// Compares the clocks, so that a run is not started early by a clock that runs ahead.
+    fn note_clock(&self, headers: &HeaderMap) {
+        let Some(theirs) = headers
+            .get(header::DATE)
+            .and_then(|date| date.to_str().ok())
+            .and_then(|date| jiff::fmt::rfc2822::parse(date).ok())
+        else {
+            return;
+        };
+        // The header cuts off the fraction of the second: on average half a second.
+        let ahead = theirs.timestamp().as_millisecond() + 500 - Timestamp::now().as_millisecond();
+        let ahead = if ahead.abs() < SKEW { 0 } else { ahead };
+        let before = self.ahead.swap(ahead, Ordering::Relaxed);
+        if (before == 0) != (ahead == 0) {
+            if ahead == 0 {
+                tracing::info!("The clocks of the API and of this machine agree again");
+            } else {
+                tracing::warn!(
+                    "The clock of the API at {} is {:.1} s {} this machine's; start times follow the API's",
+                    self.shown,
+                    ahead.abs() as f64 / 1000.0,
+                    if ahead > 0 { "ahead of" } else { "behind" },
+                );
+            }
+        }
+    }
+}
+
+fn bearer(key: &SecretString) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// What a failed request means.
+fn broken(error: reqwest::Error) -> Cause {
+    if error.is_timeout() && !error.is_connect() {
+        return Cause::Broken("no answer in time".to_owned());
+    }
+    let connect = error.is_connect();
+    let why = chain(&error.without_url());
+    if connect {
+        Cause::Connect(why)
+    } else {
+        Cause::Broken(why)
+    }
+}
+
+/// An error with its causes, which is where the reason is.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+async fn read<F: DeserializeOwned>(mut response: Response) -> Result<F, Cause> {
+    let status = response.status();
+    let retry_after = retry_after(response.headers());
+    let mut body = Vec::with_capacity(response.content_length().unwrap_or(0).min(1 << 20) as usize);
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => {
+                return Err(Cause::Malformed(format!(
+                    "it is larger than {} MiB",
+                    LARGEST_ANSWER >> 20
+                )));
+            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => break,
+            Err(error) => return Err(broken(error)),
+        }
+    }
+    match status {
+        _ if status.is_success() => interpret(&body),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Cause::Unauthorized(format!(
+            "HTTP status {}",
+            status.as_u16()
+        ))),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Cause::Unavailable {
+            status: status.as_u16(),
+            retry_after,
+        }),
+        _ if status.is_server_error() => Err(Cause::Unavailable {
+            status: status.as_u16(),
+            retry_after,
+        }),
+        StatusCode::BAD_REQUEST => match errors(&body) {
+            Some(errors) => Err(refusal(&errors)),
+            None => Err(other_status(status, &body)),
+        },
+        _ => Err(other_status(status, &body)),
+    }
+}
+
+fn other_status(status: StatusCode, body: &[u8]) -> Cause {
+    let message = errors(body).map_or_else(|| excerpt(body), |errors| texts(&errors));
+    Cause::Status {
+        status: status.as_u16(),
+        message,
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+    Some(Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default())
+}
+
+fn interpret<F: DeserializeOwned>(body: &[u8]) -> Result<F, Cause> {
+    match serde_json::from_slice::<Answer<F>>(body) {
+        Ok(Answer {
+            errors: Some(errors),
+            ..
+        }) if !errors.is_empty() => Err(refusal(&errors)),
+        Ok(Answer {
+            data: Some(data), ..
+        }) => Ok(data),
+        Ok(_) => Err(Cause::Malformed(format!("no data in {}", excerpt(body)))),
+        // A field that must not be null is, because of an error that is told beside it.
+        Err(error) => Err(match errors(body) {
+            Some(errors) if !errors.is_empty() => refusal(&errors),
+            _ => Cause::Malformed(format!("{error} in {}", excerpt(body))),
+        }),
+    }
+}
+
+fn errors(body: &[u8]) -> Option<Vec<Value>> {
+    serde_json::from_slice::<Answer<serde::de::IgnoredAny>>(body)
+        .ok()?
+        .errors
+}
+
+/// What errors in a GraphQL answer mean.
+fn refusal(errors: &[Value]) -> Cause {
+    let all = Value::from(errors).to_string();
+    let first = errors.first().map(|error| &error["extensions"]["code"]);
+    if all.contains("UNAUTHENTICATED") || all.contains("Malformed Authorization header") {
+        Cause::Unauthorized(texts(errors))
+    } else if first.and_then(Value::as_str) == Some("VERSION_LOCKING_ERROR") {
+        Cause::VersionConflict
+    } else if all.contains("API_ERROR") {
+        Cause::Internal(texts(errors))
+    } else {
+        Cause::Refused(texts(errors))
+    }
+}
+
+/// The messages of GraphQL errors.
+fn texts(errors: &[Value]) -> String {
+    let texts: Vec<&str> = errors
+        .iter()
+        .map(|error| {
+            error["message"]
+                .as_str()
+                .unwrap_or("an error without a message")
+        })
+        .collect();
+    texts.join("; ")
+}
+
+/// The beginning of a body, on one line.
+fn excerpt(body: &[u8]) -> String {
+    if body.is_empty() {
+        return "an empty body".to_owned();
+    }
+    let text = String::from_utf8_lossy(&body[..body.len().min(4 * SHOWN)]);
+    let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if words.chars().count() > SHOWN {
+        words = words.chars().take(SHOWN).collect::<String>() + "…";
+    }
+    format!("{words:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn cause(body: &Value) -> Cause {
+        interpret::<Value>(body.to_string().as_bytes()).expect_err("an error")
+    }
+
+    #[test]
+    fn answers_mean_what_the_protocol_says() {
+        let ok = interpret::<Value>(br#"{"data": {"hello": "x"}, "errors": null}"#);
+        assert_eq!(ok, Ok(json!({"hello": "x"})));
+        let error = |message: &str, code: &str| json!({"data": null, "errors": [{"message": message, "extensions": {"code": code}}]});
+        assert_eq!(
+            cause(&error("stale", "VERSION_LOCKING_ERROR")),
+            Cause::VersionConflict
+        );
+        assert!(matches!(
+            cause(&error("who", "UNAUTHENTICATED")),
+            Cause::Unauthorized(_)
+        ));
+        assert!(matches!(
+            cause(&error("oops", "API_ERROR")),
+            Cause::Internal(_)
+        ));
+        assert_eq!(
+            cause(&error("no such run", "X")),
+            Cause::Refused("no such run".to_owned())
+        );
+        assert!(matches!(
+            interpret::<Value>(b"<html>"),
+            Err(Cause::Malformed(_))
+        ));
+        assert!(matches!(interpret::<Value>(b""), Err(Cause::Malformed(_))));
+        assert!(matches!(
+            interpret::<Value>(b"{}"),
+            Err(Cause::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn an_address_without_scheme_is_refused_and_credentials_in_it_are_not_shown() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let timeout = Duration::from_secs(1);
+        let error = Transport::new("localhost:4200", None, timeout).expect_err("refused");
+        assert!(error.contains("localhost:4200"), "{error}");
+        let transport =
+            Transport::new("http://me:hush@host:1/graphql//", None, timeout).expect("fine");
+        assert_eq!(transport.shown(), "http://host:1/graphql");
+        let key = SecretString::from("two\nlines");
+        let error = Transport::new("http://host", Some(key), timeout).expect_err("refused");
+        assert!(
+            !error.contains("lines") && error.contains("PREFECT__CLOUD__API_KEY"),
+            "{error}"
+        );
+    }
+}
