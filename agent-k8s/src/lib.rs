@@ -1,1 +1,16 @@
-//! agent-k8s
+//! Flow runs as Kubernetes Jobs.
+//!
+//! - [`client`]: the way to the cluster.
+//! - [`manifest`]: the Job for a flow run, a pure function of template, run config and settings.
+//! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
+//! - `error`: what errors of the Kubernetes API mean for a flow run.
+#![warn(missing_docs)]
+
+pub mod backend;
+pub mod client;
+mod error;
+pub mod manifest;
+
+pub use backend::KubernetesBackend;
+pub use client::{Cluster, connect};
+pub use manifest::ManifestSettings;

@@ -1,1 +1,8 @@
-//! agent-templates
+//! Job templates from files.
+//!
+//! - [`file`]: [`FileTemplates`], templates on this machine.
+#![warn(missing_docs)]
+
+pub mod file;
+
+pub use file::FileTemplates;

@@ -1,0 +1,70 @@
+//! The way to the cluster: from inside it, or by a kubeconfig.
+
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+/// How long a connection to the API server may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A cluster that answered.
+#[derive(Clone)]
+pub struct Cluster {
+    /// The client to talk to it.
+    pub client: Client,
+    /// The API server's address, for people.
+    pub address: String,
+    /// The API server's version, for instance `v1.33.1`.
+    pub version: String,
+}
+
+/// Connects to the cluster that this process runs in, or else to the one of the current context
+/// in `KUBECONFIG` or `~/.kube/config`, and asks for its version.
+///
+/// # Errors
+/// A sentence that says which cluster was tried and why it cannot be used.
+pub async fn connect() -> Result<Cluster, String> {
+    let mut config = config().await?;
+    config.connect_timeout = Some(CONNECT);
+    let address = config.cluster_url.to_string();
+    let client = Client::try_from(config)
+        .map_err(|error| format!("cannot set up a client for the cluster at {address}: {error}"))?;
+    let asked = tokio::time::timeout(CONNECT, client.apiserver_version()).await;
+    let version = match asked {
+        Ok(Ok(version)) => version.git_version,
+        Ok(Err(error)) => {
+            return Err(format!(
+                "the cluster at {address} cannot be used: {}",
+                crate::error::reason(&error)
+            ));
+        }
+        Err(_) => {
+            return Err(format!(
+                "the cluster at {address} did not answer within {} s",
+                CONNECT.as_secs()
+            ));
+        }
+    };
+    Ok(Cluster {
+        client,
+        address: address.trim_end_matches('/').to_owned(),
+        version,
+    })
+}
+
+async fn config() -> Result<Config, String> {
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+        && std::env::var_os("KUBECONFIG").is_none()
+    {
+        return Config::incluster()
+            .map_err(|error| format!("cannot use the cluster this process runs in: {error}"));
+    }
+    let nowhere = "no cluster is configured: not inside one, and";
+    let kubeconfig = Kubeconfig::read().map_err(|error| {
+        format!("{nowhere} there is no usable kubeconfig ({error}); set KUBECONFIG or create ~/.kube/config")
+    })?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| format!("the kubeconfig cannot be used: {error}"))
+}

@@ -1,0 +1,62 @@
+//! What errors of the Kubernetes API mean for a flow run.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use agent_core::Error;
+
+/// Why a request failed, in the API server's own words where it has spoken.
+pub(crate) fn reason(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => {
+            format!("{} {}: {}", status.code, status.reason, status.message)
+        }
+        other => {
+            let mut text = other.to_string();
+            let mut source = other.source();
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text = format!("{text}: {cause_text}");
+                }
+                source = cause.source();
+            }
+            text
+        }
+    }
+}
+
+/// Whether the request may have taken effect although it failed here.
+pub(crate) fn is_ambiguous(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code >= 500,
+        _ => true,
+    }
+}
+
+/// The error for the caller: what the API server refuses is final; overload, outages and broken
+/// connections pass, and so does a token that is just being renewed.
+pub(crate) fn classify(what: &str, error: &kube::Error) -> Error {
+    let message = format!("{what}: {}", reason(error));
+    match error {
+        kube::Error::Api(status)
+            if (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 429) =>
+        {
+            Error::Permanent(message)
+        }
+        kube::Error::Api(status) => {
+            let seconds = status
+                .details
+                .as_ref()
+                .map_or(0, |details| details.retry_after_seconds);
+            Error::Transient {
+                message,
+                retry_after: (seconds > 0).then(|| Duration::from_secs(seconds.into())),
+            }
+        }
+        _ => Error::Transient {
+            message,
+            retry_after: None,
+        },
+    }
+}
