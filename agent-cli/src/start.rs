@@ -1,0 +1,80 @@
+//! `agent-cli start`: connects both sides, says what it will do, and runs the agent.
+
+use std::sync::Arc;
+
+use agent_api_client::PrefectApi;
+use agent_core::{Agent, FlowRunSource};
+use agent_k8s::KubernetesBackend;
+use agent_templates::FileTemplates;
+use anyhow::{Context, Result, anyhow};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::endpoint;
+use crate::settings::Settings;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// One sentence when the cluster or the API cannot be used, before anything is deployed.
+pub async fn run(mut settings: Settings) -> Result<()> {
+    let shutdown = signals()?;
+    let cluster = agent_k8s::connect().await.map_err(|error| anyhow!(error))?;
+    let api = PrefectApi::new(settings.api.clone()).map_err(|error| anyhow!(error))?;
+    let api = Arc::new(api);
+    let registration = api.register().await?;
+    settings.manifest.tenant_id = registration.tenant.clone();
+    tracing::info!(
+        api = registration.address,
+        tenant = registration.tenant,
+        agent_id = registration.agent_id,
+        cluster = cluster.address,
+        version = cluster.version,
+        namespace = settings.namespace,
+        "Starting {} with labels {}",
+        settings.api.name,
+        settings.manifest.labels,
+    );
+    let templates = std::env::current_dir().context("the working directory cannot be told")?;
+    let backend = KubernetesBackend::new(
+        cluster.client,
+        &settings.namespace,
+        settings.manifest,
+        Arc::new(FileTemplates::new(templates)),
+    );
+    let agent = Agent::builder(api, Arc::new(backend))
+        .name(&settings.api.name)
+        .concurrency(settings.concurrency)
+        .max_polls(settings.max_polls)
+        .build();
+    if let Some(address) = settings.agent_address {
+        endpoint::serve(address, agent.health()).await?;
+    }
+    tracing::info!("Waiting for flow runs...");
+    agent.run(shutdown).await?;
+    tracing::info!("The agent has stopped");
+    Ok(())
+}
+
+/// Completes at the first SIGINT or SIGTERM; a second one ends the process at once.
+fn signals() -> Result<impl Future<Output = ()> + Send> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let (told, tell) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        };
+        tracing::info!("{name} received! Shutting down...");
+        let _ = told.send(());
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::warn!("A second signal was received; ending at once");
+        std::process::exit(130);
+    });
+    Ok(async move {
+        let _ = tell.await;
+    })
+}
