@@ -1,0 +1,4 @@
+//! The servers, as their clients see them.
+
+mod prefect;
+mod support;

@@ -1,0 +1,107 @@
+//! A client that sends exactly what a test says.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::http::{HeaderMap, Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+/// One connection that is kept alive.
+pub(crate) struct Client {
+    sender: SendRequest<Full<Bytes>>,
+    headers: Vec<(String, String)>,
+}
+
+impl Client {
+    pub(crate) async fn connect(url: &str) -> Self {
+        let host = url.strip_prefix("http://").expect("an http URL");
+        let stream = TcpStream::connect(host).await.expect("a server");
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+        tokio::spawn(connection);
+        Self {
+            sender,
+            headers: Vec::new(),
+        }
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub(crate) async fn start(
+        &mut self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: impl Into<Bytes>,
+    ) -> hyper::Result<Response<hyper::body::Incoming>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "testkit")
+            .header("content-type", content_type);
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        self.sender.ready().await?;
+        let request = request
+            .body(Full::new(body.into()))
+            .expect("a valid request");
+        self.sender.send_request(request).await
+    }
+
+    pub(crate) async fn try_send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> hyper::Result<Answer> {
+        let response = self.start(method, path, "application/json", body).await?;
+        let (parts, body) = response.into_parts();
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: body.collect().await?.to_bytes(),
+        })
+    }
+
+    pub(crate) async fn send(&mut self, method: Method, path: &str, body: Value) -> Answer {
+        let body = match body {
+            Value::Null => Vec::new(),
+            other => other.to_string().into_bytes(),
+        };
+        let sent = self.try_send(method, path, body);
+        let answered = tokio::time::timeout(SOON, sent).await.expect("no answer");
+        answered.expect("the connection broke")
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+        self.send(Method::GET, path, Value::Null).await
+    }
+
+    /// Sends a GraphQL document with its variables as text, as Prefect's own clients do.
+    pub(crate) async fn graphql(&mut self, query: &str, variables: Value) -> Answer {
+        let body = json!({"query": query, "variables": variables.to_string()});
+        self.send(Method::POST, "/", body).await
+    }
+}
