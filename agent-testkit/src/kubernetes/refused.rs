@@ -1,0 +1,259 @@
+//! Refusals in the words of the real API server: `Status` objects.
+
+use axum::response::Response;
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::kinds::Kind;
+use crate::faults::answer;
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Refused {
+    pub(crate) code: u16,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    pub(crate) details: Option<Value>,
+}
+
+pub(crate) type Outcome<T> = Result<T, Refused>;
+
+/// What is wrong with one field.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cause {
+    pub(crate) field: String,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl Cause {
+    pub(crate) fn required(field: impl Into<String>, hint: &str) -> Self {
+        let message = match hint {
+            "" => "Required value".to_owned(),
+            hint => format!("Required value: {hint}"),
+        };
+        Self {
+            field: field.into(),
+            reason: "FieldValueRequired",
+            message,
+        }
+    }
+
+    pub(crate) fn invalid(field: impl Into<String>, value: &str, why: &str) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: {value:?}: {why}"),
+        }
+    }
+
+    pub(crate) fn unsupported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
+        let supported: Vec<String> = supported.iter().map(|one| format!("{one:?}")).collect();
+        Self {
+            field: field.into(),
+            reason: "FieldValueNotSupported",
+            message: format!(
+                "Unsupported value: {value:?}: supported values: {}",
+                supported.join(", ")
+            ),
+        }
+    }
+
+    pub(crate) fn duplicate(field: impl Into<String>, value: &str) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueDuplicate",
+            message: format!("Duplicate value: {value:?}"),
+        }
+    }
+
+    pub(crate) fn forbidden(field: impl Into<String>, why: &str) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueForbidden",
+            message: format!("Forbidden: {why}"),
+        }
+    }
+}
+
+impl Refused {
+    fn about(code: u16, reason: &'static str, message: String, kind: &Kind, name: &str) -> Self {
+        let mut details = json!({"name": name, "kind": kind.plural});
+        if !kind.group.is_empty() {
+            details["group"] = json!(kind.group);
+        }
+        Self {
+            code,
+            reason,
+            message,
+            details: Some(details),
+        }
+    }
+
+    fn plain(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+        }
+    }
+
+    pub(crate) fn not_found(kind: &Kind, name: &str) -> Self {
+        let message = format!("{} {name:?} not found", kind.resource());
+        Self::about(404, "NotFound", message, kind, name)
+    }
+
+    /// There is no such path.
+    pub(crate) fn no_resource() -> Self {
+        let mut refused = Self::plain(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        );
+        refused.details = Some(json!({}));
+        refused
+    }
+
+    pub(crate) fn already_exists(kind: &Kind, name: &str) -> Self {
+        let message = format!("{} {name:?} already exists", kind.resource());
+        Self::about(409, "AlreadyExists", message, kind, name)
+    }
+
+    pub(crate) fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {why}",
+            kind.resource()
+        );
+        Self::about(409, "Conflict", message, kind, name)
+    }
+
+    pub(crate) fn modified(kind: &Kind, name: &str) -> Self {
+        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        Self::conflict(kind, name, why)
+    }
+
+    pub(crate) fn invalid(kind: &str, group: &str, name: &str, causes: &[Cause]) -> Self {
+        let lines: Vec<String> = causes
+            .iter()
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect();
+        let all = match lines.as_slice() {
+            [one] => one.clone(),
+            several => format!("[{}]", several.join(", ")),
+        };
+        let qualified = match group {
+            "" => kind.to_owned(),
+            group => format!("{kind}.{group}"),
+        };
+        let causes: Vec<Value> = causes
+            .iter()
+            .map(|cause| json!({"reason": cause.reason, "message": cause.message, "field": cause.field}))
+            .collect();
+        let mut refused = Self::plain(
+            422,
+            "Invalid",
+            format!("{qualified} {name:?} is invalid: {all}"),
+        );
+        refused.details =
+            Some(json!({"name": name, "group": group, "kind": kind, "causes": causes}));
+        refused
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::plain(400, "BadRequest", message)
+    }
+
+    pub(crate) fn unauthorized() -> Self {
+        Self::plain(401, "Unauthorized", "Unauthorized")
+    }
+
+    pub(crate) fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
+        let what = match name {
+            "" => kind.resource(),
+            name => format!("{} {name:?}", kind.resource()),
+        };
+        Self::about(
+            403,
+            "Forbidden",
+            format!("{what} is forbidden: {why}"),
+            kind,
+            name,
+        )
+    }
+
+    pub(crate) fn expired(message: impl Into<String>) -> Self {
+        Self::plain(410, "Expired", message)
+    }
+
+    pub(crate) fn method_not_allowed() -> Self {
+        let mut refused = Self::plain(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        );
+        refused.details = Some(json!({}));
+        refused
+    }
+
+    pub(crate) fn unsupported_media_type(given: &str) -> Self {
+        let message = format!(
+            "the body of the request was in an unknown format - accepted media types include: \
+             application/json, application/json-patch+json, application/merge-patch+json, \
+             application/strategic-merge-patch+json, application/apply-patch+yaml (got {given:?})"
+        );
+        Self::plain(415, "UnsupportedMediaType", message)
+    }
+
+    /// The object that is sent.
+    pub(crate) fn status(&self) -> Value {
+        let mut status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.message, "reason": self.reason, "code": self.code,
+        });
+        if let Some(details) = &self.details {
+            status["details"] = details.clone();
+        }
+        status
+    }
+
+    pub(crate) fn response(&self) -> Response {
+        let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = answer(code, "application/json", self.status().to_string());
+        if self.code == 429 {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(1));
+        }
+        response
+    }
+}
+
+/// The body the real server sends with a status that has nothing to do with the request.
+pub(crate) fn status_body(code: StatusCode) -> String {
+    let (reason, message) = match code.as_u16() {
+        401 => ("Unauthorized", "Unauthorized"),
+        403 => ("Forbidden", "forbidden: User cannot do this"),
+        404 => (
+            "NotFound",
+            "the server could not find the requested resource",
+        ),
+        409 => ("Conflict", "the object has been modified"),
+        429 => (
+            "TooManyRequests",
+            "Too many requests, please try again later.",
+        ),
+        500 => ("InternalError", "Internal error occurred: injected"),
+        503 => ("ServiceUnavailable", "apiserver not ready"),
+        504 => (
+            "Timeout",
+            "Timeout: request did not complete within requested timeout",
+        ),
+        _ => ("", code.canonical_reason().unwrap_or("unknown")),
+    };
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code.as_u16(),
+    })
+    .to_string()
+}
