@@ -1,0 +1,6 @@
+//! The real binary against the testkit's servers, over real HTTP on both sides.
+
+mod deploying;
+mod starting;
+mod stopping;
+mod world;

@@ -1,0 +1,127 @@
+//! Two servers, a kubeconfig, and the binary between them.
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agent_testkit::faults::Faults;
+use agent_testkit::{KubernetesApi, PrefectApi};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+
+/// What a test may wait for, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) struct World {
+    pub(crate) prefect: PrefectApi,
+    pub(crate) kubernetes: KubernetesApi,
+    dir: TempDir,
+}
+
+impl World {
+    /// Servers without faults, and a node that does nothing.
+    pub(crate) async fn new() -> Self {
+        Self::with_faults(Faults::new(0), Faults::new(0)).await
+    }
+
+    pub(crate) async fn with_faults(prefect: Faults, kubernetes: Faults) -> Self {
+        let prefect = PrefectApi::builder().faults(prefect).start().await;
+        let kubernetes = KubernetesApi::builder()
+            .node_off()
+            .faults(kubernetes)
+            .start()
+            .await;
+        let world = Self {
+            prefect: prefect.expect("a port is free"),
+            kubernetes: kubernetes.expect("a port is free"),
+            dir: tempfile::tempdir().expect("a directory"),
+        };
+        let kubeconfig = world.kubernetes.kubeconfig_yaml();
+        std::fs::write(world.dir.path().join("kubeconfig"), kubeconfig).expect("written");
+        world
+    }
+
+    /// `agent-cli start` with nothing in its environment but these servers.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agent-cli"));
+        command
+            .env_clear()
+            .env("HOME", self.dir.path())
+            .env("KUBECONFIG", self.dir.path().join("kubeconfig"))
+            .env("PREFECT__BACKEND", "server")
+            .env("PREFECT__CLOUD__API", self.prefect.url())
+            .current_dir(self.dir.path())
+            .arg("start")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    pub(crate) fn start(&self, args: &[&str]) -> Agent {
+        let mut command = self.command();
+        Agent::spawn(command.args(args))
+    }
+}
+
+/// A running binary and what it has printed.
+pub(crate) struct Agent {
+    child: Child,
+    output: Arc<Mutex<String>>,
+}
+
+impl Agent {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().expect("the binary starts");
+        let output = Arc::new(Mutex::new(String::new()));
+        collect(child.stdout.take().expect("piped"), output.clone());
+        collect(child.stderr.take().expect("piped"), output.clone());
+        Self { child, output }
+    }
+
+    pub(crate) fn output(&self) -> String {
+        self.output.lock().expect("no panics").clone()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.child.id().expect("it runs");
+        kill(Pid::from_raw(pid.try_into().expect("a pid")), signal).expect("it runs");
+    }
+
+    /// Waits for the end; the exit code, and everything that was printed.
+    pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("it did not end:\n{}", self.output()));
+        (status.expect("it ran").code(), self.output())
+    }
+
+    /// Waits until it has printed a text.
+    pub(crate) async fn prints(&self, text: &str) {
+        let printed = async {
+            while !self.output().contains(text) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let printed = tokio::time::timeout(PATIENCE, printed).await;
+        assert!(
+            printed.is_ok(),
+            "{text:?} was not printed:\n{}",
+            self.output()
+        );
+    }
+}
+
+fn collect(from: impl AsyncRead + Unpin + Send + 'static, into: Arc<Mutex<String>>) {
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(from).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let mut output = into.lock().expect("no panics");
+            output.push_str(&line);
+            output.push('\n');
+        }
+    });
+}
