@@ -208,6 +208,32 @@ async fn requests_are_kept_word_for_word_when_asked() {
     assert!(date.contains(&hour_ago), "{date}");
 }
 
+#[tokio::test]
+async fn a_graceful_stop_answers_what_is_under_way_and_cuts_what_hangs() {
+    let api = PrefectApi::start().await.unwrap();
+    let slow = Fault::Latency(Duration::from_millis(50));
+    api.faults().add(Rule::new("hello", slow));
+    api.faults().add(Rule::new("tenant", Fault::Hang));
+    let mut patient = Client::connect(&api.url()).await;
+    let mut hanging = Client::connect(&api.url()).await;
+    let body = |query: &str| json!({"query": query}).to_string();
+    let stop = async {
+        let both = |api: &PrefectApi| api.request_log().total() == 2;
+        api.wait_until(SOON, both).await.unwrap();
+        api.server()
+            .stop_gracefully(Duration::from_millis(300))
+            .await;
+    };
+    let (answered, cut, ()) = tokio::join!(
+        patient.try_send(Method::POST, "/", body("{ hello }")),
+        hanging.try_send(Method::POST, "/", body("{ tenant { id } }")),
+        stop,
+    );
+    assert_eq!(answered.unwrap().status, 200);
+    assert!(cut.is_err());
+    assert_eq!(api.server().open_connections(), 0);
+}
+
 /// Prints how fast the server is; run it by name to compare machines or changes.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement, not a test"]

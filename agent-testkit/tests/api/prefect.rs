@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use crate::support::Client;
 use agent_testkit::prefect::{FlowRunSeed, PrefectApi};
 use hyper::http::Method;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+use crate::support::Client;
 
 pub(crate) const SET_FLOW_RUN: &str = "mutation($input: set_flow_run_states_input!) {
     set_flow_run_states(input: $input) { states { id status message } } }";
