@@ -53,7 +53,7 @@ impl Drop for Open {
 
 /// One period between start and stop.
 #[derive(Clone, Debug)]
-struct Session {
+struct Period {
     graceful: CancellationToken,
     abrupt: CancellationToken,
     tasks: TaskTracker,
@@ -65,7 +65,7 @@ pub struct Server {
     address: SocketAddr,
     router: Router,
     connections: Arc<Connections>,
-    session: Mutex<Option<Session>>,
+    period: Mutex<Option<Period>>,
 }
 
 impl Server {
@@ -76,7 +76,7 @@ impl Server {
             address: listener.local_addr()?,
             router,
             connections: Arc::default(),
-            session: Mutex::new(None),
+            period: Mutex::new(None),
         };
         server.run(listener);
         Ok(server)
@@ -104,60 +104,60 @@ impl Server {
 
     /// Closes the port and all connections at once, with requests under way left unanswered.
     pub async fn stop(&self) {
-        if let Some(session) = self.take_session() {
-            session.abrupt.cancel();
-            session.tasks.wait().await;
+        if let Some(period) = self.take_period() {
+            period.abrupt.cancel();
+            period.tasks.wait().await;
         }
     }
 
     /// Closes the port, answers requests under way, and closes what is left after `at_most`.
     pub async fn stop_gracefully(&self, at_most: Duration) {
-        if let Some(session) = self.take_session() {
-            session.graceful.cancel();
-            let _ = tokio::time::timeout(at_most, session.tasks.wait()).await;
-            session.abrupt.cancel();
-            session.tasks.wait().await;
+        if let Some(period) = self.take_period() {
+            period.graceful.cancel();
+            let _ = tokio::time::timeout(at_most, period.tasks.wait()).await;
+            period.abrupt.cancel();
+            period.tasks.wait().await;
         }
     }
 
     /// Serves again at the same address after a stop; does nothing while running.
     pub async fn restart(&self) -> io::Result<()> {
-        if self.session().is_none() {
+        if self.period().is_none() {
             let listener = TcpListener::bind(self.address).await?;
             self.run(listener);
         }
         Ok(())
     }
 
-    fn session(&self) -> MutexGuard<'_, Option<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    fn period(&self) -> MutexGuard<'_, Option<Period>> {
+        self.period.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_session(&self) -> Option<Session> {
-        self.session().take()
+    fn take_period(&self) -> Option<Period> {
+        self.period().take()
     }
 
     fn run(&self, listener: TcpListener) {
-        let session = Session {
+        let period = Period {
             graceful: CancellationToken::new(),
             abrupt: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        session.tasks.spawn(accept(
+        period.tasks.spawn(accept(
             listener,
             self.router.clone(),
             self.connections.clone(),
-            session.clone(),
+            period.clone(),
         ));
-        session.tasks.close();
-        *self.session() = Some(session);
+        period.tasks.close();
+        *self.period() = Some(period);
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(session) = self.take_session() {
-            session.abrupt.cancel();
+        if let Some(period) = self.take_period() {
+            period.abrupt.cancel();
         }
     }
 }
@@ -166,13 +166,13 @@ async fn accept(
     listener: TcpListener,
     router: Router,
     connections: Arc<Connections>,
-    session: Session,
+    period: Period,
 ) {
     loop {
         let stream = tokio::select! {
             biased;
-            () = session.abrupt.cancelled() => return,
-            () = session.graceful.cancelled() => return,
+            () = period.abrupt.cancelled() => return,
+            () = period.graceful.cancelled() => return,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -183,15 +183,15 @@ async fn accept(
             },
         };
         let open = Open::new(&connections);
-        let connection = serve_connection(stream, router.clone(), session.clone());
-        session.tasks.spawn(async move {
+        let connection = serve_connection(stream, router.clone(), period.clone());
+        period.tasks.spawn(async move {
             connection.await;
             drop(open);
         });
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, session: Session) {
+async fn serve_connection(stream: TcpStream, router: Router, period: Period) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request: http::Request<Incoming>| {
         let router = router.clone();
@@ -211,13 +211,13 @@ async fn serve_connection(stream: TcpStream, router: Router, session: Session) {
     tokio::pin!(connection);
     tokio::select! {
         biased;
-        () = session.abrupt.cancelled() => return,
+        () = period.abrupt.cancelled() => return,
         _ = connection.as_mut() => return,
-        () = session.graceful.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = period.graceful.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         biased;
-        () = session.abrupt.cancelled() => {}
+        () = period.abrupt.cancelled() => {}
         _ = connection => {}
     }
 }

@@ -447,12 +447,13 @@ impl KubernetesApi {
         self.cluster.requests.last()
     }
 
-    /// A receiver that sees every change of what the cluster holds.
+    /// A receiver that sees every request and every change of what the cluster holds.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.cluster.changes.subscribe()
     }
 
-    /// Returns as soon as `met` is true of this cluster.
+    /// Returns as soon as `met` is true of this cluster. It is looked at after every request and
+    /// every change, so it should be cheap.
     pub async fn wait_until(
         &self,
         timeout: Duration,

@@ -59,6 +59,7 @@ async fn serve(State(cluster): State<Arc<Cluster>>, request: Request) -> Respons
             headers: parts.headers.clone(),
             body: body.clone(),
         });
+    cluster.changes.mark();
     let is_watch = operation.starts_with("watch ");
     let fault = match cluster.faults.decide(&operation) {
         Some(Fault::GraphqlErrors(_)) => Some(Fault::status(500)),

@@ -20,6 +20,7 @@ use super::request::{Parameters, Target};
 use super::selector::Selector;
 use super::store::{Change, Happened};
 use super::table::table;
+use crate::condition::MarkOnDrop;
 use crate::faults::Fault;
 
 const BATCH: usize = 256;
@@ -41,6 +42,8 @@ struct Watch {
     /// How many more events come through before the stream breaks.
     left: Option<u32>,
     ended: bool,
+    /// The last member, so that the watch is no longer counted when its end is noticed.
+    _end: MarkOnDrop,
 }
 
 /// Answers with a stream of changes.
@@ -84,6 +87,7 @@ pub(crate) fn respond(
             _ => None,
         },
         ended: false,
+        _end: MarkOnDrop(cluster.changes.clone()),
         cluster: cluster.clone(),
     };
     watch.begin(from, initial_events, fault == Some(&Fault::WatchExpired));

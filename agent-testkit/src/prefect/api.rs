@@ -391,12 +391,13 @@ impl PrefectApi {
         self.shared.requests.last()
     }
 
-    /// A receiver that sees every change of what the server holds.
+    /// A receiver that sees every request and every change of what the server holds.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
 
-    /// Returns as soon as `met` is true of this server.
+    /// Returns as soon as `met` is true of this server. It is looked at after every request and
+    /// every change, so it should be cheap.
     pub async fn wait_until(
         &self,
         timeout: Duration,

@@ -101,6 +101,7 @@ impl Endpoint {
                 headers: parts.headers.clone(),
                 body: body.clone(),
             });
+        self.shared.changes.mark();
         let fault = self.shared.faults.decide(first);
         let handle = async {
             if let Some(refused) = self.check_key(&parts.headers) {
