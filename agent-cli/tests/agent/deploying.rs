@@ -249,8 +249,8 @@ async fn a_run_claimed_by_a_killed_agent_gets_its_job_from_the_next() {
     first.signal(Signal::SIGKILL);
     first.ended().await;
     world.kubernetes.faults().clear();
-    // The next agent looks for claims of a certain age.
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    // The next agent looks for claims of a certain age, by the API's clock.
+    world.prefect.clock().advance(Duration::from_secs(60));
     let second = world.start(&[]);
     let made = world
         .kubernetes
