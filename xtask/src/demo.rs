@@ -52,16 +52,95 @@ fn plays() -> Vec<Play> {
         course,
         ends,
     };
-    let template = "apiVersion: batch/v1\nkind: Job\nmetadata:\n  name: nightly\nspec:\n  template:\n    spec:\n      tolerations:\n      - {key: flows, operator: Exists}\n      containers:\n      - name: flow\n";
+    let template = "\
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: nightly
+spec:
+  template:
+    spec:
+      tolerations:
+      - {key: flows, operator: Exists}
+      containers:
+      - name: flow
+";
+    let once = "\
+apiVersion: batch/v1
+kind: Job
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      containers:
+      - name: flow
+";
+    let (two, three) = (seconds(2.0), seconds(3.0));
+    let none = || json!({});
+    let universal = json!({"type": "UniversalRun", "env": {"STAGE": "demo"}});
+    let large = json!({
+        "image": "registry.example/etl:7", "cpu_request": "500m", "memory_limit": "2Gi"
+    });
+    let boxed = json!({
+        "type": "Docker", "registry_url": "registry.example", "image_name": "flows", "image_tag": "2"
+    });
     vec![
-        play("plain-otter", "all defaults", kubernetes(json!({})), Course::succeeds_after(seconds(1.0)), "Success"),
-        play("any-heron", "a UniversalRun", FlowRunSeed::new().run_config(json!({"type": "UniversalRun", "env": {"STAGE": "demo"}})), Course::succeeds_after(seconds(2.0)), "Success"),
-        play("large-bison", "own image and resources", kubernetes(json!({"image": "registry.example/etl:7", "cpu_request": "500m", "memory_limit": "2Gi"})), Course::succeeds_after(seconds(3.0)), "Success"),
-        play("night-owl", "a job template of its own", kubernetes(json!({"job_template": template})), Course::succeeds_after(seconds(1.5)), "Success"),
-        play("boxed-crab", "code in a Docker image", kubernetes(json!({})).storage(json!({"type": "Docker", "registry_url": "registry.example", "image_name": "flows", "image_tag": "2"})), Course::succeeds_after(seconds(2.5)), "Success"),
-        play("later-snail", "due in 5 s", kubernetes(json!({})).start_time(now + SignedDuration::from_secs(5)), Course::succeeds_after(seconds(1.0)), "Success"),
-        play("sad-panda", "its process exits with 1", kubernetes(json!({})), Course::exits_with(1, seconds(2.0)), "Failed"),
-        play("lost-whale", "a run config for another agent", FlowRunSeed::new().run_config(json!({"type": "DockerRun", "image": "x"})), Course::hangs(), "Failed"),
+        play(
+            "plain-otter",
+            "all defaults",
+            kubernetes(none()),
+            Course::succeeds_after(seconds(1.0)),
+            "Success",
+        ),
+        play(
+            "any-heron",
+            "a UniversalRun",
+            FlowRunSeed::new().run_config(universal),
+            Course::succeeds_after(two),
+            "Success",
+        ),
+        play(
+            "large-bison",
+            "own image and resources",
+            kubernetes(large),
+            Course::succeeds_after(three),
+            "Success",
+        ),
+        play(
+            "night-owl",
+            "a job template of its own",
+            kubernetes(json!({"job_template": template})),
+            Course::succeeds_after(seconds(1.5)),
+            "Success",
+        ),
+        play(
+            "boxed-crab",
+            "code in a Docker image",
+            kubernetes(none()).storage(boxed),
+            Course::succeeds_after(seconds(2.5)),
+            "Success",
+        ),
+        play(
+            "later-snail",
+            "due in 5 s",
+            kubernetes(none()).start_time(now + SignedDuration::from_secs(5)),
+            Course::succeeds_after(seconds(1.0)),
+            "Success",
+        ),
+        play(
+            "sad-panda",
+            "its process exits with 1",
+            kubernetes(json!({"job_template": once})),
+            Course::exits_with(1, two),
+            "Failed",
+        ),
+        play(
+            "lost-whale",
+            "a run config for another agent",
+            FlowRunSeed::new().run_config(json!({"type": "DockerRun", "image": "x"})),
+            Course::hangs(),
+            "Failed",
+        ),
     ]
 }
 
@@ -216,7 +295,7 @@ impl Screen {
             return Ok(());
         }
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(presets::NOTHING);
         table.set_header(["run", "what", "state", "Job", "pod", "age"]);
         for (id, play) in runs {
             let [state, job, pod, age] = columns(prefect, kubernetes, *id);
