@@ -147,7 +147,7 @@ spec:
 /// Runs the demo.
 pub(crate) async fn run(options: Options) -> Result<()> {
     println!("Building agent-cli...");
-    let binary = crate::build_agent()?;
+    let binary = crate::build_agent(crate::Profile::Debug)?;
     let prefect = Arc::new(PrefectApi::start().await?);
     let mut courses = HashMap::new();
     let mut runs = Vec::new();

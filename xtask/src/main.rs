@@ -1,5 +1,6 @@
 //! Chores of the project, in Rust: `cargo xtask --help` lists them.
 
+mod bench;
 mod demo;
 
 use std::path::PathBuf;
@@ -20,12 +21,24 @@ struct Cli {
 enum Chore {
     /// Runs the agent against a Prefect API and a Kubernetes API on loopback, and shows what it does
     Demo(demo::Options),
+    /// Measures the release build of the agent against the same servers
+    Bench(bench::Options),
+}
+
+/// In which profile a binary is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Profile {
+    /// Quick to build.
+    Debug,
+    /// Optimized.
+    Release,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Demo(options) => demo::run(options).await,
+        Chore::Bench(options) => bench::run(options).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,17 +49,26 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Builds `agent-cli` in the profile of this program; the path of the binary.
-fn build_agent() -> Result<PathBuf> {
+/// Builds `agent-cli`; the path of the binary.
+fn build_agent(profile: Profile) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--package", "agent-cli"]);
-    if !cfg!(debug_assertions) {
+    if profile == Profile::Release {
         cargo.arg("--release");
     }
     let status = cargo.status().context("cannot run cargo")?;
     ensure!(status.success(), "agent-cli does not build");
+    // This program is at TARGET/PROFILE/xtask.
     let here = std::env::current_exe().context("the place of this program cannot be told")?;
-    let binary = here.with_file_name("agent-cli");
+    let target = here
+        .ancestors()
+        .nth(2)
+        .context("this program is not in a target directory")?;
+    let folder = match profile {
+        Profile::Debug => "debug",
+        Profile::Release => "release",
+    };
+    let binary = target.join(folder).join("agent-cli");
     ensure!(binary.exists(), "{} was not built", binary.display());
     Ok(binary)
 }

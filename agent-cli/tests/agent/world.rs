@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 /// What a test may wait for, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -72,15 +73,22 @@ impl World {
 pub(crate) struct Agent {
     child: Child,
     output: Arc<Mutex<String>>,
+    readers: [JoinHandle<()>; 2],
 }
 
 impl Agent {
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().expect("the binary starts");
         let output = Arc::new(Mutex::new(String::new()));
-        collect(child.stdout.take().expect("piped"), output.clone());
-        collect(child.stderr.take().expect("piped"), output.clone());
-        Self { child, output }
+        let readers = [
+            collect(child.stdout.take().expect("piped"), output.clone()),
+            collect(child.stderr.take().expect("piped"), output.clone()),
+        ];
+        Self {
+            child,
+            output,
+            readers,
+        }
     }
 
     pub(crate) fn output(&self) -> String {
@@ -96,6 +104,9 @@ impl Agent {
     pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
         let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("it did not end:\n{}", self.output()));
+        for reader in &mut self.readers {
+            reader.await.expect("no panics");
+        }
         (status.expect("it ran").code(), self.output())
     }
 
@@ -115,7 +126,10 @@ impl Agent {
     }
 }
 
-fn collect(from: impl AsyncRead + Unpin + Send + 'static, into: Arc<Mutex<String>>) {
+fn collect(
+    from: impl AsyncRead + Unpin + Send + 'static,
+    into: Arc<Mutex<String>>,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut lines = BufReader::new(from).lines();
         while let Ok(Some(line)) = lines.next_line().await {
@@ -123,5 +137,5 @@ fn collect(from: impl AsyncRead + Unpin + Send + 'static, into: Arc<Mutex<String
             output.push_str(&line);
             output.push('\n');
         }
-    });
+    })
 }
