@@ -8,6 +8,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::yaml;
+
 /// Label that groups a Job with its pods; the value also ends the Job's name.
 pub const IDENTIFIER: &str = "prefect.io/identifier";
 /// Label that holds the flow run's id.
@@ -117,7 +119,7 @@ async fn template(
 }
 
 fn parse(bytes: &[u8], place: &str) -> Result<Value> {
-    serde_yaml::from_slice(bytes).map_err(|error| {
+    yaml::parse(bytes).map_err(|error| {
         Error::permanent(format!("the job template {place} cannot be read: {error}"))
     })
 }
