@@ -7,7 +7,9 @@
 //! - [`logging`]: its own log.
 
 pub mod args;
+pub mod config;
 pub mod endpoint;
 pub mod logging;
+pub mod python;
 pub mod settings;
 pub mod start;
