@@ -36,4 +36,4 @@ pub use flow_run::{Flow, FlowRun, FlowRunId, Work};
 pub use log::{LogEntry, LogLevel};
 pub use source::{Claim, FlowRunSource, Ready, ReadyQuery, Registration};
 pub use state::{Phase, State};
-pub use template::{Template, TemplateOrigin, TemplateStore};
+pub use template::{Template, TemplateLocation, TemplateOrigin, TemplateStore};

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_core::{Error, Result, Template, TemplateOrigin, TemplateStore, async_trait};
+use agent_core::{
+    Error, Result, Template, TemplateLocation, TemplateOrigin, TemplateStore, async_trait,
+};
 
 /// The largest template that is read, in bytes: far more than the API server takes.
 pub const LARGEST: u64 = 1 << 20;
@@ -24,18 +26,18 @@ impl FileTemplates {
 #[async_trait]
 impl TemplateStore for FileTemplates {
     async fn load(&self, location: &str, _: TemplateOrigin) -> Result<Arc<Template>> {
-        let path = match location.split_once("://") {
-            None => location,
-            Some(("file" | "local" | "agent", rest)) => {
-                rest.find('/').map_or("", |slash| &rest[slash..])
-            }
-            Some(_) => {
-                return Err(Error::permanent(format!(
-                    "Unsupported file scheme {location}"
-                )));
-            }
-        };
-        let full = self.base.join(path);
+        let parts = TemplateLocation::parse(location);
+        if !parts.is_local() && parts.scheme != "agent" {
+            return Err(Error::permanent(format!(
+                "Unsupported file scheme {location}"
+            )));
+        }
+        if parts.path.is_empty() {
+            return Err(Error::permanent(format!(
+                "the job template {location:?} names no file"
+            )));
+        }
+        let full = self.base.join(parts.path);
         let failed = |error: std::io::Error| {
             Error::permanent(format!("cannot read the job template {location}: {error}"))
         };
