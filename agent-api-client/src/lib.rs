@@ -22,3 +22,4 @@ mod transport;
 
 pub use client::{ApiSettings, Backend, PrefectApi};
 pub use error::{ApiError, Cause};
+pub use row::FlowRunRow;

@@ -85,6 +85,14 @@ pub(crate) struct TaskToken {
 }
 
 impl FlowRunRow {
+    /// Reads a row.
+    ///
+    /// # Errors
+    /// The member that cannot be read, and why.
+    pub fn from_json(row: &Value) -> Result<Self, String> {
+        serde_path_to_error::deserialize(row).map_err(|error| error.to_string())
+    }
+
     /// The flow run that the row describes.
     pub fn into_flow_run(self) -> FlowRun {
         let tasks: Vec<TaskToken> = self
@@ -224,5 +232,57 @@ mod tests {
         assert_eq!(one.attempt, same.attempt);
         assert_ne!(one.attempt, later.attempt);
         assert_eq!(one.due, None, "a retry is due at once");
+    }
+
+    /// Any JSON, in which the members of a row come up often.
+    fn any_json() -> impl proptest::strategy::Strategy<Value = Value> {
+        use proptest::prelude::*;
+        let name = prop_oneof![
+            prop::sample::select(vec![
+                "id",
+                "version",
+                "serialized_state",
+                "start_time",
+                "state",
+                "type",
+                "Scheduled",
+                "Queued",
+                "Submitted",
+                "flow",
+                "task_runs",
+                "2023-01-05T10:00:05+00:00",
+                "scheduled_start_time",
+                "storage",
+                "message",
+                "_result",
+            ])
+            .prop_map(str::to_owned),
+            any::<String>(),
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            any::<bool>().prop_map(Value::from),
+            name.clone().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((name.clone(), inner), 0..6)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_row_is_a_flow_run_or_an_error(row in any_json(), state in any_json(), tasks in any_json()) {
+            let _ = FlowRunRow::from_json(&row).map(FlowRunRow::into_flow_run);
+            let likely = json!({"id": "r", "flow": {"id": "f"}, "serialized_state": state.clone(),
+                "task_runs": [{"id": "t", "serialized_state": tasks}]});
+            let run = FlowRunRow::from_json(&likely).expect("a row").into_flow_run();
+            proptest::prop_assert_eq!(run.id.as_str(), "r");
+            let _ = state::submitted(&state, "");
+        }
     }
 }

@@ -473,4 +473,15 @@ mod tests {
             "{error}"
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_answer_is_data_or_a_cause(body: Vec<u8>, text in "[\\[\\]{}\":,a-e0-9 ]{0,40}") {
+            for body in [body, text.clone().into_bytes(), format!("{{\"data\": {text}}}").into()] {
+                let _ = interpret::<Value>(&body);
+                let _ = errors(&body).map(|errors| refusal(&errors));
+                let _ = excerpt(&body);
+            }
+        }
+    }
 }

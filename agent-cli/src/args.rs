@@ -16,6 +16,73 @@ pub struct Cli {
 pub enum Command {
     /// Polls the Prefect API and deploys flow runs until it is stopped.
     Start(Box<StartArgs>),
+    /// Prints the Job that `start` would create for a flow run; touches neither API nor cluster.
+    Render(Box<RenderArgs>),
+    /// Prints each effective setting of `start` and where it came from; secrets are masked.
+    Config(Box<ConfigArgs>),
+}
+
+/// The flags of `render`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  agent-cli render --flow-run run.json --job-template job.yaml\n  agent-cli render --run-config run-config.json -o json"
+)]
+#[group(id = "input", required = true, multiple = true, args = ["flow_run", "run_config"])]
+pub struct RenderArgs {
+    /// A flow run as the API's `flow_run` query returns it, in JSON; `-` is standard input
+    #[arg(long, value_name = "FILE", help_heading = "Render")]
+    pub flow_run: Option<String>,
+    /// A run config, in JSON or YAML, in place of the flow run's, or for a flow run made up
+    #[arg(long, value_name = "FILE", help_heading = "Render")]
+    pub run_config: Option<String>,
+    /// The form of the manifest
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value = "yaml",
+        help_heading = "Render"
+    )]
+    pub output: OutputFormat,
+    /// The tenant id that the API would answer
+    #[arg(long, value_name = "ID", help_heading = "Render")]
+    pub api_tenant: Option<String>,
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// The flags of `config`.
+#[derive(Debug, clap::Args)]
+pub struct ConfigArgs {
+    /// The form of the list
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value = "table",
+        help_heading = "Config"
+    )]
+    pub output: ListFormat,
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// Forms of a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people and `kubectl`.
+    Yaml,
+    /// For programs.
+    Json,
+}
+
+/// Forms of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
 }
 
 /// Levels of the agent's own log.
@@ -89,6 +156,18 @@ pub struct StartArgs {
     /// Flows do not send their logs to the API [env: PREFECT__CLOUD__SEND_FLOW_RUN_LOGS=false]
     #[arg(long, help_heading = "Jobs")]
     pub no_cloud_logs: bool,
+    /// A volume for the Jobs' pods, as in a pod's `volumes`, in JSON or YAML; may be repeated [env: JOB_VOLUMES, a list]
+    #[arg(long = "volume", value_name = "VOLUME", help_heading = "Jobs")]
+    pub volumes: Vec<String>,
+    /// A mount for the flow's container, as in a container's `volumeMounts`; may be repeated [env: JOB_VOLUME_MOUNTS, a list]
+    #[arg(long = "volume-mount", value_name = "MOUNT", help_heading = "Jobs")]
+    pub volume_mounts: Vec<String>,
+    /// Jobs take the API key from this Secret instead of holding it [env: FLOW_RUN_KEY_SECRET; default key: PREFECT__CLOUD__API_KEY]
+    #[arg(long, value_name = "NAME[/KEY]", help_heading = "Jobs")]
+    pub flow_run_key_secret: Option<String>,
+    /// A JSON Patch or JSON Merge Patch, in JSON or YAML, that is applied to every Job last [env: JOB_PATCH]
+    #[arg(long, value_name = "FILE", help_heading = "Jobs")]
+    pub job_patch: Option<String>,
     /// How many runs may be claimed and submitted at the same time
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Jobs")]
     pub concurrency: u16,

@@ -47,6 +47,18 @@ pub enum Origin {
     Api,
 }
 
+impl Origin {
+    /// The place as an error names it: a file needs the setting's name beside it.
+    pub fn of(&self, key: &str) -> String {
+        match self {
+            Self::File(path) => format!("{key} in {}", path.display()),
+            Self::Default | Self::Api => key.to_owned(),
+            Self::Variable(name) => name.clone(),
+            Self::Flag(name) => (*name).to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -185,6 +197,16 @@ impl Config {
                 Some((name.to_owned(), setting.value.clone()))
             })
             .collect()
+    }
+
+    /// Where the entries of a table came from.
+    pub fn origin_of_table(&self, key: &str) -> Origin {
+        let prefix = format!("{key}.");
+        let mut within = self.settings.range(prefix.clone()..);
+        match within.next() {
+            Some((name, setting)) if name.starts_with(&prefix) => setting.origin.clone(),
+            _ => Origin::Default,
+        }
     }
 
     /// A variable of the environment that is none of Prefect's.

@@ -1,8 +1,10 @@
 //! The parts of the `agent-cli` binary.
 //!
 //! - [`args`]: the command line.
-//! - [`settings`]: flags and environment, made whole.
+//! - [`config`], [`python`]: Prefect's configuration files and variables, and how it writes values.
+//! - [`settings`]: flags and configuration, made whole.
 //! - [`start`]: the agent itself.
+//! - [`render`], [`show`]: the Job and the settings that `start` would use.
 //! - [`endpoint`]: its HTTP endpoint.
 //! - [`logging`]: its own log.
 
@@ -11,5 +13,7 @@ pub mod config;
 pub mod endpoint;
 pub mod logging;
 pub mod python;
+pub mod render;
 pub mod settings;
+pub mod show;
 pub mod start;

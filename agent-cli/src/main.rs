@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use agent_cli::args::{Cli, Command};
-use agent_cli::settings::{Environment, Settings};
-use agent_cli::{logging, start};
-use anyhow::{Result, anyhow};
+use agent_cli::args::{Cli, Command, StartArgs};
+use agent_cli::config::Environment;
+use agent_cli::settings::Settings;
+use agent_cli::{logging, render, show, start};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -19,9 +20,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    let cwd = std::env::current_dir().context("the working directory cannot be told")?;
+    let resolve = |args: &StartArgs| Settings::resolve(args, &environment(), &cwd);
     match cli.command {
         Command::Start(args) => {
-            let settings = Settings::resolve(&args, &environment())?;
+            let settings = resolve(&args)?;
             logging::start(settings.log_level, settings.log_format);
             rustls::crypto::aws_lc_rs::default_provider()
                 .install_default()
@@ -30,8 +33,13 @@ fn run(cli: Cli) -> Result<()> {
                 .worker_threads(2)
                 .enable_all()
                 .build()?;
-            runtime.block_on(start::run(settings))
+            runtime.block_on(start::run(settings, &cwd))
         }
+        Command::Render(args) => {
+            logging::warnings();
+            render::run(&args, resolve(&args.start)?, &cwd)
+        }
+        Command::Config(args) => show::run(&resolve(&args.start)?, args.output),
     }
 }
 

@@ -1,10 +1,11 @@
 //! `agent-cli start`: connects both sides, says what it will do, and runs the agent.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use agent_api_client::PrefectApi;
 use agent_core::{Agent, FlowRunSource};
-use agent_k8s::KubernetesBackend;
+use agent_k8s::{KubernetesBackend, Manifests};
 use agent_templates::FileTemplates;
 use anyhow::{Context, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,10 +17,10 @@ use crate::settings::Settings;
 ///
 /// # Errors
 /// One sentence when the cluster or the API cannot be used, before anything is deployed.
-pub async fn run(mut settings: Settings) -> Result<()> {
+pub async fn run(mut settings: Settings, cwd: &Path) -> Result<()> {
     let shutdown = signals()?;
     let cluster = agent_k8s::connect().await.map_err(|error| anyhow!(error))?;
-    let api = PrefectApi::new(settings.api.clone()).map_err(|error| anyhow!(error))?;
+    let api = PrefectApi::new(settings.api()?).map_err(|error| anyhow!(error))?;
     let api = Arc::new(api);
     let registration = api.register().await?;
     settings.manifest.tenant_id = registration.tenant.clone();
@@ -31,18 +32,16 @@ pub async fn run(mut settings: Settings) -> Result<()> {
         version = cluster.version,
         namespace = settings.namespace,
         "Starting {} with labels {}",
-        settings.api.name,
+        settings.name,
         settings.manifest.labels,
     );
-    let templates = std::env::current_dir().context("the working directory cannot be told")?;
     let backend = KubernetesBackend::new(
         cluster.client,
         &settings.namespace,
-        settings.manifest,
-        Arc::new(FileTemplates::new(templates)),
+        Manifests::new(settings.manifest, Arc::new(FileTemplates::new(cwd))),
     );
     let agent = Agent::builder(api, Arc::new(backend))
-        .name(&settings.api.name)
+        .name(&settings.name)
         .concurrency(settings.concurrency)
         .max_polls(settings.max_polls)
         .build();

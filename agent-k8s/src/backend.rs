@@ -1,12 +1,10 @@
 //! Kubernetes as a [`JobBackend`].
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use agent_core::{
-    Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Submission, TemplateStore, async_trait,
-};
+use agent_core::{Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Submission, async_trait};
 use http::Request;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Api, ListParams, PartialObjectMeta};
@@ -14,7 +12,7 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 
 use crate::error::{classify, is_ambiguous};
-use crate::manifest::{self, FLOW_RUN_ID, ManifestSettings};
+use crate::manifest::{self, FLOW_RUN_ID, Manifests};
 
 /// How long one request may take. Admission webhooks have up to 30 s.
 const REQUEST: Duration = Duration::from_secs(40);
@@ -26,28 +24,21 @@ pub struct KubernetesBackend {
     client: Client,
     jobs: Api<Job>,
     namespace: String,
-    settings: ManifestSettings,
-    templates: Arc<dyn TemplateStore>,
+    manifests: Manifests,
     /// Runs whose Job may have been made by a request that got no answer: when the next attempt
     /// finds it, it was ours.
     unanswered: Mutex<HashSet<FlowRunId>>,
 }
 
 impl KubernetesBackend {
-    /// Jobs in `namespace`, built with these settings and templates.
-    pub fn new(
-        client: Client,
-        namespace: impl Into<String>,
-        settings: ManifestSettings,
-        templates: Arc<dyn TemplateStore>,
-    ) -> Self {
+    /// Jobs in `namespace`, built by `manifests`.
+    pub fn new(client: Client, namespace: impl Into<String>, manifests: Manifests) -> Self {
         let namespace = namespace.into();
         Self {
             jobs: Api::namespaced(client.clone(), &namespace),
             client,
             namespace,
-            settings,
-            templates,
+            manifests,
             unanswered: Mutex::default(),
         }
     }
@@ -126,8 +117,7 @@ impl JobBackend for KubernetesBackend {
     async fn submit(&self, run: &FlowRun) -> Result<Submission> {
         for salt in 0..SALTS {
             let identifier = manifest::identifier(&run.attempt, salt);
-            let manifest =
-                manifest::build(run, &self.settings, self.templates.as_ref(), &identifier).await?;
+            let manifest = self.manifests.build(run, &identifier).await?;
             let name = manifest["metadata"]["name"]
                 .as_str()
                 .unwrap_or_default()

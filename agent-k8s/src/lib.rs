@@ -15,4 +15,4 @@ pub mod yaml;
 
 pub use backend::KubernetesBackend;
 pub use client::{Cluster, connect};
-pub use manifest::ManifestSettings;
+pub use manifest::{JobPatch, KeySecret, ManifestSettings, Manifests};

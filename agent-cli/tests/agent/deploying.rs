@@ -151,7 +151,10 @@ async fn a_run_that_cannot_be_deployed_fails_with_the_reason_in_its_log() {
         .prefect
         .seed(FlowRunSeed::new().run_config(run_config));
     let refused = world.prefect.seed(FlowRunSeed::new().run_config(
-        json!({"type": "KubernetesRun", "job_template": {"metadata": {"name": "Not_A_Name"}}}),
+        json!({"type": "KubernetesRun", "job_template": {
+            "metadata": {"name": "Not_A_Name"},
+            "spec": {"template": {"spec": {"containers": [{"name": "flow"}]}}},
+        }}),
     ));
     let agent = world.start(&[]);
     for (run, part) in [(wrong, "DockerRun"), (refused, "Not_A_Name")] {

@@ -1,6 +1,7 @@
 //! The real binary against the testkit's servers, over real HTTP on both sides.
 
 mod deploying;
+mod replacing;
 mod starting;
 mod stopping;
 mod world;

@@ -31,6 +31,7 @@ impl World {
     pub(crate) async fn with_faults(prefect: Faults, kubernetes: Faults) -> Self {
         let prefect = PrefectApi::builder().faults(prefect).start().await;
         let kubernetes = KubernetesApi::builder()
+            .namespace("flows")
             .node_off()
             .faults(kubernetes)
             .start()
@@ -43,6 +44,11 @@ impl World {
         let kubeconfig = world.kubernetes.kubeconfig_yaml();
         std::fs::write(world.dir.path().join("kubeconfig"), kubeconfig).expect("written");
         world
+    }
+
+    /// The binary's working and home directory.
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     /// `agent-cli start` with nothing in its environment but these servers.

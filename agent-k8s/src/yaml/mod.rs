@@ -1,17 +1,22 @@
 //! YAML 1.1 as PyYAML and the older Kubernetes tools read it: `yes` and `012` are not text.
 //!
-//! The scanner is that of libyaml; here its events become a JSON value. Aliases are copied, merge
+//! The scanner is one for YAML 1.2; here its events become a JSON value by the rules of 1.1. Aliases are copied, merge
 //! keys are merged, tags other than the standard ones are refused.
 
+mod events;
+mod locate;
 mod scalar;
+mod write;
 
 use std::collections::HashMap;
 use std::fmt;
 
-use libyaml_safer::{Event, EventData, Mark, Parser, ScalarStyle};
 use serde_json::{Map, Value};
 
+use self::events::{Anchor, Data, Event, Events, Mark};
+pub use self::locate::{Path, Step, locate};
 use self::scalar::Scalar;
+pub use self::write::write;
 
 /// How deep collections may be nested: no manifest comes near it.
 const DEPTH: usize = 100;
@@ -47,15 +52,50 @@ impl std::error::Error for YamlError {}
 /// # Errors
 /// The place and what was expected there.
 pub fn parse(text: &[u8]) -> Result<Value, YamlError> {
-    let mut input = text;
-    let mut parser = Parser::new();
-    parser.set_input_string(&mut input);
+    let text = readable(text)?;
     let mut reader = Reader {
-        parser,
+        events: Events::new(text),
         anchors: HashMap::new(),
         nodes: 0,
     };
     reader.document()
+}
+
+/// The text, if it holds nothing but characters that YAML takes.
+fn readable(text: &[u8]) -> Result<&str, YamlError> {
+    let (text, wrong) = match std::str::from_utf8(text) {
+        Ok(text) => {
+            let found = text.char_indices().find(|(_, c)| !is_taken(*c));
+            (
+                text,
+                found.map(|(at, c)| (at, format!("the character {c:?} is not allowed"))),
+            )
+        }
+        Err(error) => {
+            let (valid, _) = text.split_at(error.valid_up_to());
+            let valid = std::str::from_utf8(valid).unwrap_or_default();
+            (
+                valid,
+                Some((valid.len(), "the text is not UTF-8".to_owned())),
+            )
+        }
+    };
+    let Some((at, message)) = wrong else {
+        return Ok(text);
+    };
+    let before = &text[..at];
+    let last = before.rsplit('\n').next().unwrap_or_default();
+    Err(YamlError {
+        line: before.matches('\n').count() as u64 + 1,
+        column: last.chars().count() as u64 + 1,
+        message,
+    })
+}
+
+/// Whether a character may stand in YAML as it is.
+fn is_taken(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{d7ff}'
+        | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
 /// A node and whether it was the plain `<<` that merges.
@@ -72,47 +112,36 @@ enum Key {
     Not(&'static str),
 }
 
-struct Reader<'r, 'b> {
-    parser: Parser<&'r mut &'b [u8]>,
+struct Reader<'t> {
+    events: Events<'t>,
     /// Finished nodes by anchor, with their size; `None` while a node is being read.
-    anchors: HashMap<String, Option<(Value, usize)>>,
+    anchors: HashMap<Anchor, Option<(Value, usize)>>,
     nodes: usize,
 }
 
-impl Reader<'_, '_> {
+impl Reader<'_> {
     fn document(&mut self) -> Result<Value, YamlError> {
-        self.next()?;
-        let first = self.next()?;
-        if matches!(first.data, EventData::StreamEnd) {
+        self.events.next()?;
+        let first = self.events.next()?;
+        if matches!(first.data, Data::StreamEnd) {
             return Ok(Value::Null);
         }
-        let root = self.next()?;
+        let root = self.events.next()?;
         let value = self.node(root, 0)?.value;
-        self.next()?;
-        let after = self.next()?;
-        if matches!(after.data, EventData::StreamEnd) {
+        self.events.next()?;
+        let after = self.events.next()?;
+        if matches!(after.data, Data::StreamEnd) {
             Ok(value)
         } else {
             Err(at(
-                after.start_mark,
+                after.start,
                 "expected a single document, but found another one",
             ))
         }
     }
 
-    fn next(&mut self) -> Result<Event, YamlError> {
-        self.parser.parse().map_err(|error| {
-            let mark = error.problem_mark();
-            YamlError {
-                line: mark.map_or(0, |mark| mark.line + 1),
-                column: mark.map_or(0, |mark| mark.column + 1),
-                message: error.to_string(),
-            }
-        })
-    }
-
     fn node(&mut self, event: Event, depth: usize) -> Result<Node, YamlError> {
-        let mark = event.start_mark;
+        let mark = event.start;
         if depth > DEPTH {
             return Err(at(
                 mark,
@@ -121,26 +150,25 @@ impl Reader<'_, '_> {
         }
         self.count(1, mark)?;
         match event.data {
-            EventData::Alias { anchor } => self.alias(&anchor, mark),
-            EventData::Scalar {
+            Data::Alias(anchor) => self.alias(anchor, mark),
+            Data::Scalar {
                 anchor,
                 tag,
                 value,
-                style,
-                ..
+                plain,
             } => {
-                let before = self.begin(anchor.as_deref(), mark)?;
-                let node = scalar_node(tag.as_deref(), value, style, mark)?;
+                let before = self.begin(anchor);
+                let node = scalar_node(tag.as_deref(), value, plain, mark)?;
                 self.finish(anchor, &node.value, before);
                 Ok(node)
             }
-            EventData::SequenceStart { anchor, tag, .. } => {
+            Data::SequenceStart(anchor, tag) => {
                 standard(tag.as_deref(), "seq", mark)?;
-                let before = self.begin(anchor.as_deref(), mark)?;
+                let before = self.begin(anchor);
                 let mut items = Vec::new();
                 loop {
-                    let event = self.next()?;
-                    if matches!(event.data, EventData::SequenceEnd) {
+                    let event = self.events.next()?;
+                    if matches!(event.data, Data::SequenceEnd) {
                         break;
                     }
                     items.push(self.node(event, depth + 1)?.value);
@@ -152,9 +180,9 @@ impl Reader<'_, '_> {
                     key: Key::Not("a list"),
                 })
             }
-            EventData::MappingStart { anchor, tag, .. } => {
+            Data::MappingStart(anchor, tag) => {
                 standard(tag.as_deref(), "map", mark)?;
-                let before = self.begin(anchor.as_deref(), mark)?;
+                let before = self.begin(anchor);
                 let value = Value::Object(self.mapping(depth)?);
                 self.finish(anchor, &value, before);
                 Ok(Node {
@@ -170,14 +198,14 @@ impl Reader<'_, '_> {
         let mut own = Map::new();
         let mut merged = Vec::new();
         loop {
-            let event = self.next()?;
-            if matches!(event.data, EventData::MappingEnd) {
+            let event = self.events.next()?;
+            if matches!(event.data, Data::MappingEnd) {
                 break;
             }
-            let mark = event.start_mark;
+            let mark = event.start;
             let key = self.node(event, depth + 1)?.key;
-            let event = self.next()?;
-            let value_mark = event.start_mark;
+            let event = self.events.next()?;
+            let value_mark = event.start;
             let value = self.node(event, depth + 1)?.value;
             match key {
                 Key::Text(key) => {
@@ -198,11 +226,11 @@ impl Reader<'_, '_> {
         Ok(own)
     }
 
-    fn alias(&mut self, anchor: &str, mark: Mark) -> Result<Node, YamlError> {
-        let (value, size) = match self.anchors.get(anchor) {
+    fn alias(&mut self, anchor: Anchor, mark: Mark) -> Result<Node, YamlError> {
+        let (value, size) = match self.anchors.get(&anchor) {
             Some(Some((value, size))) => (value.clone(), *size),
-            Some(None) => return Err(at(mark, format!("the anchor '{anchor}' contains itself"))),
-            None => return Err(at(mark, format!("found undefined alias '{anchor}'"))),
+            Some(None) => return Err(at(mark, "the anchor of this alias contains the alias")),
+            None => return Err(at(mark, "the anchor of this alias is not defined")),
         };
         self.count(size, mark)?;
         let key = key_of(&value);
@@ -210,17 +238,15 @@ impl Reader<'_, '_> {
     }
 
     /// Begins a node; the count of nodes before it.
-    fn begin(&mut self, anchor: Option<&str>, mark: Mark) -> Result<usize, YamlError> {
-        if let Some(anchor) = anchor
-            && self.anchors.insert(anchor.to_owned(), None).is_some()
-        {
-            return Err(at(mark, format!("found duplicate anchor '{anchor}'")));
+    fn begin(&mut self, anchor: Anchor) -> usize {
+        if anchor != 0 {
+            self.anchors.insert(anchor, None);
         }
-        Ok(self.nodes)
+        self.nodes
     }
 
-    fn finish(&mut self, anchor: Option<String>, value: &Value, before: usize) {
-        if let Some(anchor) = anchor {
+    fn finish(&mut self, anchor: Anchor, value: &Value, before: usize) {
+        if anchor != 0 {
             let size = self.nodes - before;
             self.anchors.insert(anchor, Some((value.clone(), size)));
         }
@@ -241,10 +267,9 @@ impl Reader<'_, '_> {
 fn scalar_node(
     tag: Option<&str>,
     text: String,
-    style: ScalarStyle,
+    plain: bool,
     mark: Mark,
 ) -> Result<Node, YamlError> {
-    let plain = matches!(style, ScalarStyle::Plain);
     let resolved = match tag {
         Some("!") => scalar::resolve(&text),
         None if plain => scalar::resolve(&text),
@@ -316,8 +341,8 @@ fn unknown(tag: &str) -> String {
 
 fn at(mark: Mark, message: impl Into<String>) -> YamlError {
     YamlError {
-        line: mark.line + 1,
-        column: mark.column + 1,
+        line: mark.line,
+        column: mark.column,
         message: message.into(),
     }
 }

@@ -1,4 +1,4 @@
-//! What PyYAML makes of these texts was asked of PyYAML.
+//! What these texts mean was compared with PyYAML 6.0.
 
 use serde_json::json;
 
@@ -88,7 +88,7 @@ fn errors_tell_the_place_and_what_was_expected() {
         ),
         (
             "a:\n  b: *nope\n",
-            "line 2, column 6: found undefined alias 'nope'",
+            "line 2, column 6: while parsing node, found unknown anchor",
         ),
         (
             "a: !secret x",
@@ -98,11 +98,14 @@ fn errors_tell_the_place_and_what_was_expected() {
         ("[1]: 2", "a list cannot be a key"),
         ("2020-01-01: 2", "a date cannot be a key"),
         ("a: 2020-13-01", "line 1, column 4"),
-        ("&a [*a]", "contains itself"),
+        ("&a [*a]", "contains the alias"),
         ("<<: 1", "for merging"),
         ("a: .inf", "cannot be written"),
         ("a: 0b_", "no whole number"),
-        ("a: \u{1}", "control characters are not allowed"),
+        (
+            "a: \u{1}",
+            "line 1, column 4: the character '\\u{1}' is not allowed",
+        ),
     ] {
         let message = error(text);
         assert!(message.contains(part), "{text:?}: {message}");
@@ -117,8 +120,17 @@ fn small_texts_cannot_become_huge_values() {
         laughs += &format!("a{n}: &a{n} [{}]\n", last.trim_end_matches(", "));
     }
     assert!(error(&laughs).contains("more than 200000 values"));
-    assert!(error(&"[".repeat(5000)).contains("nested"));
-    assert!(error(&("{a: ".repeat(5000) + "1")).contains("nested"));
+    for deep in [
+        "[".repeat(5000),
+        "{a: ".repeat(5000) + "1",
+        "- ".repeat(150) + "a",
+    ] {
+        let message = error(&deep);
+        assert!(
+            message.contains("nested") || message.contains("recursion limit"),
+            "{message}"
+        );
+    }
 }
 
 #[test]
