@@ -44,6 +44,7 @@ pub async fn run(mut settings: Settings, cwd: &Path) -> Result<()> {
         .name(&settings.name)
         .concurrency(settings.concurrency)
         .max_polls(settings.max_polls)
+        .delete_finished_jobs(settings.delete_finished_jobs)
         .build();
     if let Some(address) = settings.agent_address {
         endpoint::serve(address, agent.health()).await?;

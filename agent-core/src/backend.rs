@@ -1,7 +1,10 @@
 //! Where flow runs are executed.
 
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 
+use crate::observation::Observation;
 use crate::{FlowRun, Result};
 
 /// A job at the backend.
@@ -39,4 +42,28 @@ pub trait JobBackend: Send + Sync + 'static {
     /// # Errors
     /// Either kind.
     async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>>;
+
+    /// What happens to the jobs: for each one that exists its present state, and then every
+    /// change. A finding stays in a job's observations for as long as it stands, unless it was
+    /// [remembered](Self::remember). By default nothing is seen.
+    fn observations(&self) -> BoxStream<'static, Observation> {
+        futures::stream::pending().boxed()
+    }
+
+    /// Notes with a job which of its findings were told, so that no later process and no other
+    /// replica tells them again; `false` when somebody else had noted all of them before.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn remember(&self, _job: &str, _keys: &[String]) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Deletes a job with its pods; one that is gone already is deleted.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn delete(&self, _job: &str) -> Result<()> {
+        Ok(())
+    }
 }

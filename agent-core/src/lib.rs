@@ -10,6 +10,7 @@
 //! - [`error`]: the [`Error`] of all three traits, typed by what the caller does next.
 //! - [`agent`]: the [`Agent`] itself: it polls a source, claims what is due and submits it to a
 //!   backend, until it is told to stop.
+//! - [`observation`]: what a backend sees of its jobs.
 //! - [`backoff`]: pauses between attempts, with jitter.
 //!
 //! Nothing here speaks HTTP or knows Kubernetes: a service embeds the agent by implementing the
@@ -22,6 +23,7 @@ pub mod backoff;
 pub mod error;
 pub mod flow_run;
 pub mod log;
+pub mod observation;
 pub mod run_config;
 pub mod source;
 pub mod state;
@@ -34,6 +36,7 @@ pub use backend::{JobBackend, JobRef, Submission};
 pub use error::{Error, Result};
 pub use flow_run::{Flow, FlowRun, FlowRunId, Work};
 pub use log::{LogEntry, LogLevel};
+pub use observation::{Finding, JobState, Observation};
 pub use source::{Claim, FlowRunSource, Ready, ReadyQuery, Registration};
 pub use state::{Phase, State};
 pub use template::{Template, TemplateLocation, TemplateOrigin, TemplateStore};

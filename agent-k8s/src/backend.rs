@@ -4,15 +4,19 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use agent_core::{Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Submission, async_trait};
+use agent_core::{
+    Error, FlowRun, FlowRunId, JobBackend, JobRef, Observation, Result, Submission, async_trait,
+};
+use futures::stream::BoxStream;
 use http::Request;
 use k8s_openapi::api::batch::v1::Job;
-use kube::api::{Api, ListParams, PartialObjectMeta};
+use kube::api::{Api, DeleteParams, ListParams, PartialObjectMeta, Patch, PatchParams};
 use kube::{Client, ResourceExt};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{classify, is_ambiguous};
 use crate::manifest::{self, FLOW_RUN_ID, Manifests};
+use crate::observe;
 
 /// How long one request may take. Admission webhooks have up to 30 s.
 const REQUEST: Duration = Duration::from_secs(40);
@@ -162,6 +166,62 @@ impl JobBackend for KubernetesBackend {
                 finished: is_finished(job),
             })
             .collect())
+    }
+
+    fn observations(&self) -> BoxStream<'static, Observation> {
+        observe::observations(&self.client, &self.namespace)
+    }
+
+    async fn remember(&self, job: &str, keys: &[String]) -> Result<bool> {
+        loop {
+            let found = self
+                .timed("Reading a Job", self.jobs.get_metadata_opt(job))
+                .await?;
+            // What is gone cannot be noted, and is told by whoever saw it.
+            let Some(found) = found else {
+                return Ok(true);
+            };
+            let noted = found
+                .annotations()
+                .get(observe::REPORTED)
+                .cloned()
+                .unwrap_or_default();
+            let told = observe::told(&noted);
+            let new: Vec<&str> = keys
+                .iter()
+                .map(String::as_str)
+                .filter(|key| !told.contains(*key))
+                .collect();
+            if new.is_empty() {
+                return Ok(false);
+            }
+            let noted = [noted.as_str(), &new.join(",")].join(",");
+            let patch = json!({"metadata": {
+                "resourceVersion": found.resource_version(),
+                "annotations": {observe::REPORTED: noted.trim_start_matches(',')},
+            }});
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            let patched = self.jobs.patch_metadata(job, &parameters, &patch);
+            match tokio::time::timeout(REQUEST, patched).await {
+                Ok(Ok(_)) => return Ok(true),
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(true),
+                Ok(Err(error)) => {
+                    return Err(classify(&format!("Noting on Job {job} failed"), &error));
+                }
+                Err(_) => return Err(Error::transient(format!("Noting on Job {job}: no answer"))),
+            }
+        }
+    }
+
+    async fn delete(&self, job: &str) -> Result<()> {
+        let parameters = DeleteParams::foreground();
+        match tokio::time::timeout(REQUEST, self.jobs.delete(job, &parameters)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+            Ok(Err(error)) => Err(classify(&format!("Deleting Job {job} failed"), &error)),
+            Err(_) => Err(Error::transient(format!("Deleting Job {job}: no answer"))),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`client`]: the way to the cluster.
 //! - [`manifest`]: the Job for a flow run, a pure function of template, run config and settings.
 //! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
+//! - `observe`: watches over Jobs, pods and events.
 //! - [`yaml`]: YAML 1.1, in which job templates are written.
 //! - `error`: what errors of the Kubernetes API mean for a flow run.
 #![warn(missing_docs)]
@@ -11,6 +12,7 @@ pub mod backend;
 pub mod client;
 mod error;
 pub mod manifest;
+mod observe;
 pub mod yaml;
 
 pub use backend::KubernetesBackend;

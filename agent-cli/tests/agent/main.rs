@@ -4,4 +4,5 @@ mod deploying;
 mod replacing;
 mod starting;
 mod stopping;
+mod supervising;
 mod world;

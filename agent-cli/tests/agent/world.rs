@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_testkit::faults::Faults;
-use agent_testkit::{KubernetesApi, PrefectApi};
+use agent_testkit::kubernetes::{Attempt, KubernetesApiBuilder};
+use agent_testkit::{Course, KubernetesApi, PodEnd, PrefectApi};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -17,7 +18,7 @@ use tokio::task::JoinHandle;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct World {
-    pub(crate) prefect: PrefectApi,
+    pub(crate) prefect: Arc<PrefectApi>,
     pub(crate) kubernetes: KubernetesApi,
     dir: TempDir,
 }
@@ -30,14 +31,36 @@ impl World {
 
     pub(crate) async fn with_faults(prefect: Faults, kubernetes: Faults) -> Self {
         let prefect = PrefectApi::builder().faults(prefect).start().await;
+        let kubernetes = KubernetesApi::builder().node_off().faults(kubernetes);
+        Self::of(Arc::new(prefect.expect("a port is free")), kubernetes).await
+    }
+
+    /// Servers without faults, and a node on which every pod takes this course. Flows report that
+    /// they run, and that they have succeeded.
+    pub(crate) async fn with_course(course: Course) -> Self {
+        let prefect = PrefectApi::builder().start().await;
+        let prefect = Arc::new(prefect.expect("a port is free"));
+        let run = |attempt: &Attempt| attempt.flow_run_id().and_then(|id| id.parse().ok());
+        let (started, ended) = (prefect.clone(), prefect.clone());
         let kubernetes = KubernetesApi::builder()
-            .namespace("flows")
-            .node_off()
-            .faults(kubernetes)
-            .start()
-            .await;
+            .course(move |_| course.clone())
+            .on_pod_started(move |attempt| {
+                if let Some(run) = run(attempt) {
+                    started.set_state_named(run, "Running", "");
+                }
+            })
+            .on_pod_finished(move |attempt, end| {
+                if let (Some(run), PodEnd::Succeeded) = (run(attempt), end) {
+                    ended.set_state_named(run, "Success", "");
+                }
+            });
+        Self::of(prefect, kubernetes).await
+    }
+
+    async fn of(prefect: Arc<PrefectApi>, kubernetes: KubernetesApiBuilder) -> Self {
+        let kubernetes = kubernetes.namespace("flows").start().await;
         let world = Self {
-            prefect: prefect.expect("a port is free"),
+            prefect,
             kubernetes: kubernetes.expect("a port is free"),
             dir: tempfile::tempdir().expect("a directory"),
         };

@@ -7,6 +7,7 @@ mod in_hand;
 mod logs;
 mod poll;
 mod recover;
+mod supervise;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ struct Options {
     drain: Duration,
     recover_every: Duration,
     recover_age: Duration,
+    delete_finished: bool,
 }
 
 /// What all parts of a running agent share.
@@ -74,6 +76,7 @@ impl Agent {
                 drain: Duration::from_secs(20),
                 recover_every: Duration::from_secs(120),
                 recover_age: Duration::from_secs(10),
+                delete_finished: true,
             },
         }
     }
@@ -113,6 +116,7 @@ impl Agent {
             tokio::select! {
                 () = poll::run(&shared) => shared.finish_all().await,
                 never = recover::run(&shared) => match never {},
+                never = supervise::run(&shared) => match never {},
             }
         };
         tokio::select! {
@@ -206,6 +210,14 @@ impl AgentBuilder {
     pub fn recovery(mut self, every: Duration, age: Duration) -> Self {
         self.options.recover_every = every;
         self.options.recover_age = age;
+        self
+    }
+
+    /// Whether jobs are deleted when they have ended and everything about them was told.
+    /// Default: they are.
+    #[must_use]
+    pub fn delete_finished_jobs(mut self, delete: bool) -> Self {
+        self.options.delete_finished = delete;
         self
     }
 

@@ -1,0 +1,202 @@
+//! What becomes of Jobs, as flow runs and their owners see it.
+
+use std::time::Duration;
+
+use agent_testkit::{Course, FlowRunSeed};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::world::{Agent, PATIENCE, World};
+
+/// A world in which one run's pods take this course.
+async fn world(course: Course) -> (World, Uuid) {
+    let world = World::with_course(course).await;
+    let run = world.prefect.seed(retried(0));
+    (world, run)
+}
+
+/// A run whose Job tries again so often.
+fn retried(times: u32) -> FlowRunSeed {
+    FlowRunSeed::new().run_config(json!({"type": "KubernetesRun", "job_template": {
+        "spec": {"backoffLimit": times, "template": {"spec": {"containers": [{"name": "flow"}]}}},
+    }}))
+}
+
+async fn fails(world: &World, run: Uuid, agent: &Agent) -> String {
+    let failed = world
+        .prefect
+        .wait_until(PATIENCE, |prefect| {
+            prefect.state(run).as_deref() == Some("Failed")
+        })
+        .await;
+    assert!(failed.is_ok(), "{}", agent.output());
+    let run = world.prefect.run(run).expect("seeded");
+    run.message().to_owned()
+}
+
+async fn job_goes(world: &World, agent: &Agent) {
+    let gone = world
+        .kubernetes
+        .wait_until(PATIENCE, |api| {
+            api.creation_count() == 1 && api.count("jobs") == 0
+        })
+        .await;
+    assert!(gone.is_ok(), "{}", agent.output());
+}
+
+/// The run's log entries from the cluster, as level and text.
+async fn told(world: &World, run: Uuid, level: &str) -> Vec<String> {
+    let entries = || -> Vec<String> {
+        let logs = world.prefect.logs(run).into_iter();
+        logs.filter(|log| log.name.as_deref() == Some("k8s-infra"))
+            .filter(|log| log.level.as_deref() == Some(level))
+            .filter_map(|log| log.message)
+            .collect()
+    };
+    let there = world
+        .prefect
+        .wait_until(PATIENCE, |_| !entries().is_empty())
+        .await;
+    assert!(there.is_ok(), "nothing was told");
+    entries()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_pod_is_reported_fails_the_run_and_its_job_is_deleted() {
+    let (world, run) = world(Course::exits_with(3, Duration::ZERO)).await;
+    let agent = world.start(&[]);
+    let message = fails(&world, run, &agent).await;
+    assert!(
+        message.starts_with("Kubernetes Error: pods ['prefect-job-")
+            && message.ends_with("'] failed for this job"),
+        "{message}"
+    );
+    job_goes(&world, &agent).await;
+    let told = told(&world, run, "ERROR").await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains(" failed.\n\tContainer 'flow' state: terminated\n\t\tExit Code:: 3"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_killed_the_pod_is_explained() {
+    let (world, run) = world(Course::oom_killed(Duration::ZERO)).await;
+    let agent = world.start(&[]);
+    fails(&world, run, &agent).await;
+    let told = told(&world, run, "ERROR").await;
+    assert!(
+        told[0].contains("Reason: OOMKilled") && told[0].contains("more memory than its limit"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_cannot_be_pulled_fails_the_run_and_its_events_are_told_once() {
+    let (world, run) = world(Course::image_pull_failure("manifest unknown")).await;
+    let agent = world.start(&[]);
+    let message = fails(&world, run, &agent).await;
+    assert!(
+        message.starts_with("Kubernetes Error: Back-off pulling image")
+            && message.contains("manifest unknown"),
+        "{message}"
+    );
+    job_goes(&world, &agent).await;
+    let told = told(&world, run, "ERROR").await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("container 'flow' is waiting, ImagePullBackOff"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_recovers_fails_nothing() {
+    let course = Course::image_pull_recovers("timeout", Duration::ZERO);
+    let (world, run) = world(course).await;
+    let agent = world.start(&[]);
+    job_goes(&world, &agent).await;
+    assert_eq!(world.prefect.state(run).as_deref(), Some("Success"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_pod_that_stays_pending_are_told_once_over_restarts() {
+    let (world, run) = world(Course::unschedulable("0/3 nodes: no cpu")).await;
+    for _ in 0..2 {
+        let agent = world.start(&[]);
+        // What is told of a later run shows that everything before it was dealt with.
+        let later = world.prefect.seed(retried(0));
+        told(&world, later, "DEBUG").await;
+        let events = told(&world, run, "DEBUG").await;
+        assert_eq!(events.len(), 1, "{events:?}\n{}", agent.output());
+        assert!(
+            events[0].starts_with("Event: 'FailedScheduling' on pod 'prefect-job-")
+                && events[0].ends_with("\n\tMessage: 0/3 nodes: no cpu"),
+            "{events:?}"
+        );
+        agent.signal(nix::sys::signal::Signal::SIGKILL);
+        agent.ended().await;
+    }
+    assert_eq!(world.prefect.state(run).as_deref(), Some("Submitted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_somebody_deletes_fails_its_run() {
+    let (world, run) = world(Course::hangs()).await;
+    let agent = world.start(&[]);
+    let running = world
+        .kubernetes
+        .wait_until(PATIENCE, |api| api.count("pods") == 1)
+        .await;
+    assert!(running.is_ok(), "{}", agent.output());
+    let job = world.kubernetes.creations().remove(0).name;
+    assert!(world.kubernetes.remove("jobs", "default", &job));
+    let message = fails(&world, run, &agent).await;
+    assert_eq!(
+        message,
+        format!("Kubernetes Error: Job {job} was deleted before it had finished")
+    );
+    assert_eq!(told(&world, run, "ERROR").await, [message]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_jobs_are_reported_once_over_restarts() {
+    let (world, run) = world(Course::exits_with(1, Duration::ZERO)).await;
+    for _ in 0..2 {
+        let agent = world.start(&["--disable-job-deletion", "--log-level", "debug"]);
+        fails(&world, run, &agent).await;
+        assert_eq!(told(&world, run, "ERROR").await.len(), 1);
+        // A later run shows that everything before it was dealt with.
+        let later = world.prefect.seed(retried(0));
+        fails(&world, later, &agent).await;
+        agent.signal(nix::sys::signal::Signal::SIGTERM);
+        agent.ended().await;
+    }
+    assert_eq!(told(&world, run, "ERROR").await.len(), 1);
+    assert_eq!(world.kubernetes.count("jobs"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_ended_well_goes_and_its_run_is_left_as_it_is() {
+    let (world, run) = world(Course::succeeds_after(Duration::ZERO)).await;
+    let agent = world.start(&[]);
+    job_goes(&world, &agent).await;
+    let run = world.prefect.run(run).expect("seeded");
+    assert_eq!(run.state_names().last(), Some(&"Success"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_tries_again_is_left_to_it_and_each_pod_is_reported() {
+    let (world, first) = world(Course::exits_with(1, Duration::ZERO)).await;
+    let run = world.prefect.seed(retried(1));
+    let agent = world.start(&[]);
+    fails(&world, first, &agent).await;
+    fails(&world, run, &agent).await;
+    assert_eq!(told(&world, first, "ERROR").await.len(), 1);
+    let reports = || told(&world, run, "ERROR");
+    let both = async {
+        while reports().await.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, both).await.is_ok());
+    assert_eq!(reports().await.len(), 2);
+}

@@ -1,0 +1,238 @@
+//! Follows jobs to their end: tells the run's owner what was seen, fails runs whose job cannot
+//! succeed any more, and deletes jobs that have ended.
+
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::Shared;
+use crate::backoff::Backoff;
+use crate::observation::{Finding, JobState, Observation};
+use crate::{FlowRunId, Phase, Result};
+
+/// Jobs that are handled at the same time.
+const CONCURRENCY: usize = 32;
+/// Runs whose states are asked in one request.
+const CHUNK: usize = 500;
+/// How long an ended job waits for others, so that their runs are asked for together.
+const LINGER: Duration = Duration::from_millis(250);
+/// How long a job is kept whose run has not reported although the job has ended.
+const UNREPORTED: Duration = Duration::from_secs(60);
+
+/// What is known of one job.
+#[derive(Default)]
+struct Tracked {
+    latest: Option<Observation>,
+    /// Keys of findings that were dealt with.
+    handled: HashSet<String>,
+    deleting: bool,
+}
+
+type Job = Arc<tokio::sync::Mutex<Tracked>>;
+
+/// A job that has ended and may go.
+struct Ended {
+    job: String,
+    run: FlowRunId,
+}
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    jobs: Mutex<HashMap<String, Job>>,
+    ended: mpsc::UnboundedSender<Ended>,
+}
+
+/// Follows the backend's observations for as long as the agent runs.
+pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
+    let (ended, queue) = mpsc::unbounded_channel();
+    let supervisor = Arc::new(Supervisor {
+        shared: shared.clone(),
+        jobs: Mutex::default(),
+        ended,
+    });
+    let follow = async {
+        loop {
+            let observations = shared.backend.observations();
+            observations
+                .for_each_concurrent(CONCURRENCY, |observation| supervisor.see(observation))
+                .await;
+            tracing::warn!("The watch over jobs has ended; it begins again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        never = follow => never,
+        never = clean_up(&supervisor, queue) => never,
+    }
+}
+
+impl Supervisor {
+    async fn see(self: &Arc<Self>, observation: Observation) {
+        let name = observation.job.clone();
+        let job = self.job(&name);
+        let mut tracked = job.lock().await;
+        tracked.latest = Some(observation);
+        self.handle(&mut tracked).await;
+        let gone = tracked
+            .latest
+            .as_ref()
+            .is_some_and(|o| o.state == JobState::Gone);
+        drop(tracked);
+        if gone {
+            self.jobs().remove(&name);
+        }
+    }
+
+    fn jobs(&self) -> std::sync::MutexGuard<'_, HashMap<String, Job>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn job(&self, name: &str) -> Job {
+        self.jobs().entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Deals with the findings that are new and due, and sees to those that are not due yet.
+    async fn handle(self: &Arc<Self>, tracked: &mut Tracked) {
+        let Some(observation) = tracked.latest.clone() else {
+            return;
+        };
+        let now = self.shared.source.now();
+        let mut delete = observation.state != JobState::Active;
+        for finding in &observation.findings {
+            if tracked.handled.contains(&finding.key) {
+                delete |= finding.deletes;
+                continue;
+            }
+            if let Some(due) = finding.not_before.filter(|due| *due > now) {
+                self.look_again(&observation.job, due, now);
+                delete = false;
+                continue;
+            }
+            self.deal_with(&observation, finding).await;
+            tracked.handled.insert(finding.key.clone());
+            delete |= finding.deletes;
+        }
+        if observation.state == JobState::Gone {
+            return;
+        }
+        if delete && self.shared.options.delete_finished && !tracked.deleting {
+            tracked.deleting = true;
+            let _ = self.ended.send(Ended {
+                job: observation.job,
+                run: observation.flow_run_id,
+            });
+        }
+    }
+
+    /// First the consequence, which is harmless to repeat, then the words, which are not.
+    async fn deal_with(&self, observation: &Observation, finding: &Finding) {
+        let (job, run) = (&observation.job, &observation.flow_run_id);
+        if let Some(message) = &finding.failure {
+            tracing::info!("Failing flow run {run}, Job {job}: {message}");
+            let failing = || self.shared.source.fail(run, message);
+            insistently(&format!("Cannot fail flow run {run}"), failing).await;
+        }
+        let keys = [finding.key.clone()];
+        let first = || self.shared.backend.remember(job, &keys);
+        let first = insistently(&format!("Cannot note on Job {job} what was told"), first).await;
+        if first.unwrap_or(true) {
+            for entry in &finding.logs {
+                self.shared.logs.write(entry.clone()).await;
+            }
+        }
+    }
+
+    fn look_again(self: &Arc<Self>, job: &str, due: Timestamp, now: Timestamp) {
+        let pause = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+        let (supervisor, name) = (self.clone(), job.to_owned());
+        let ended = self.shared.ended.clone();
+        tokio::spawn(ended.run_until_cancelled_owned(async move {
+            tokio::time::sleep(pause).await;
+            let job = supervisor.jobs().get(&name).cloned();
+            if let Some(job) = job {
+                supervisor.handle(&mut *job.lock().await).await;
+            }
+        }));
+    }
+}
+
+/// Tries for as long as the failure may pass; `None` when it cannot.
+async fn insistently<T, F: Future<Output = Result<T>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) -> Option<T> {
+    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+    loop {
+        match attempt().await {
+            Ok(value) => return Some(value),
+            Err(error) if error.is_transient() => {
+                tracing::warn!("{what}, will try again: {error}");
+                tokio::time::sleep(backoff.pause(error.retry_after())).await;
+            }
+            Err(error) => {
+                tracing::error!("{what}: {error}");
+                return None;
+            }
+        }
+    }
+}
+
+/// Deletes jobs that have ended, once their runs have reported: a run that is still Submitted
+/// without a job would be taken for one whose job was never made.
+async fn clean_up(
+    supervisor: &Arc<Supervisor>,
+    mut queue: mpsc::UnboundedReceiver<Ended>,
+) -> Infallible {
+    loop {
+        let mut batch = Vec::new();
+        if queue.recv_many(&mut batch, CHUNK).await == 0 {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(LINGER).await;
+        while batch.len() < CHUNK {
+            match queue.try_recv() {
+                Ok(ended) => batch.push(ended),
+                Err(_) => break,
+            }
+        }
+        let runs: Vec<FlowRunId> = batch.iter().map(|ended| ended.run.clone()).collect();
+        let states = || supervisor.shared.source.states(&runs);
+        let Some(states) = insistently("Cannot read the states of flow runs", states).await else {
+            continue;
+        };
+        futures::stream::iter(batch)
+            .for_each_concurrent(CONCURRENCY, |ended| {
+                let waits = states
+                    .get(&ended.run)
+                    .is_some_and(|state| state.phase == Phase::Submitted);
+                supervisor.delete(ended, waits)
+            })
+            .await;
+    }
+}
+
+impl Supervisor {
+    async fn delete(self: &Arc<Self>, ended: Ended, waits: bool) {
+        if waits {
+            tracing::debug!(
+                "Job {} has ended, but flow run {} has not reported; it is kept for now",
+                ended.job,
+                ended.run
+            );
+            let (supervisor, cancelled) = (self.clone(), self.shared.ended.clone());
+            tokio::spawn(cancelled.run_until_cancelled_owned(async move {
+                tokio::time::sleep(UNREPORTED).await;
+                let _ = supervisor.ended.send(ended);
+            }));
+            return;
+        }
+        tracing::debug!("Deleting job {}", ended.job);
+        let deleting = || self.shared.backend.delete(&ended.job);
+        insistently(&format!("Cannot delete Job {}", ended.job), deleting).await;
+    }
+}

@@ -1,0 +1,235 @@
+//! What the state of a Job and its pods means for the flow run: a pure function.
+
+use std::time::Duration;
+
+use agent_core::{Finding, LogEntry, LogLevel};
+use jiff::Timestamp;
+
+use super::view::{ContainerState, EventView, JobView, PodView};
+
+/// The logger's name of what the cluster reported; that of the Python agent.
+const LOGGER: &str = "k8s-infra";
+/// An image that cannot be pulled now and will hardly ever be.
+const IMAGE: [&str; 3] = ["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"];
+/// A container that cannot be started as it is described.
+const START: [&str; 3] = [
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
+/// How long such a container may be waiting: what it refers to may be made a moment later.
+pub(super) const START_GRACE: Duration = Duration::from_secs(60);
+/// How long a pod may be pending before its events are told: most start sooner.
+const PENDING_GRACE: Duration = Duration::from_secs(1);
+/// How long a failed Job waits for news of its pods.
+const POD_GRACE: Duration = Duration::from_millis(500);
+
+/// What is to be told about a Job; `since` is when something was seen first.
+pub(super) fn findings(
+    job: &JobView,
+    pods: &[&PodView],
+    events: &[&EventView],
+    mut since: impl FnMut(&str) -> Timestamp,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for pod in pods {
+        if pod.phase == "Pending" {
+            let own = events.iter().filter(|event| event.object == pod.name);
+            findings.extend(own.map(|event| pending(job, pod, event, &mut since)));
+        }
+        findings.extend(stuck(job, pod, &mut since));
+        if pod.phase == "Failed" {
+            findings.push(failed_pod(job, pod));
+        }
+    }
+    if let Some(reason) = &job.failed {
+        findings.push(failed_job(job, pods, reason, &mut since));
+    }
+    findings.retain(|finding| !job.reported.contains(&finding.key));
+    findings
+}
+
+/// The finding for a Job that somebody else deleted while it was at work.
+pub(super) fn gone(job: &JobView) -> Finding {
+    let message = format!(
+        "Kubernetes Error: Job {} was deleted before it had finished",
+        job.name
+    );
+    Finding {
+        failure: Some(message.clone()),
+        ..Finding::told("gone", vec![entry(job, LogLevel::Error, message, None)])
+    }
+}
+
+/// Whether the finding of this key was the end of its Job.
+pub(super) fn ends(key: &str) -> bool {
+    key.starts_with('w') || key == "job"
+}
+
+fn entry(job: &JobView, level: LogLevel, message: String, at: Option<Timestamp>) -> LogEntry {
+    LogEntry {
+        flow_run_id: job.run.clone(),
+        name: LOGGER.to_owned(),
+        message,
+        level,
+        timestamp: at,
+    }
+}
+
+fn after(start: Timestamp, pause: Duration) -> Option<Timestamp> {
+    start.checked_add(pause).ok()
+}
+
+fn pending(
+    job: &JobView,
+    pod: &PodView,
+    event: &EventView,
+    since: &mut impl FnMut(&str) -> Timestamp,
+) -> Finding {
+    let message = format!(
+        "Event: '{}' on pod '{}'\n\tMessage: {}",
+        event.reason, pod.name, event.message
+    );
+    let seen = since(&format!("pending {}", pod.uid));
+    Finding {
+        not_before: after(seen, PENDING_GRACE),
+        ..Finding::told(
+            format!("e{}", short(&event.uid)),
+            vec![entry(job, LogLevel::Debug, message, event.at)],
+        )
+    }
+}
+
+/// A container that waits for what will not come.
+fn stuck(
+    job: &JobView,
+    pod: &PodView,
+    since: &mut impl FnMut(&str) -> Timestamp,
+) -> Option<Finding> {
+    pod.containers.iter().find_map(|container| {
+        let ContainerState::Waiting { reason, message } = &container.state else {
+            return None;
+        };
+        let grace = if IMAGE.contains(&reason.as_str()) {
+            None
+        } else if START.contains(&reason.as_str()) {
+            let key = format!("start {} {}", pod.uid, container.name);
+            after(since(&key), START_GRACE)
+        } else {
+            return None;
+        };
+        let message = if message.is_empty() { reason } else { message };
+        let failure = format!("Kubernetes Error: {message}");
+        let told = format!(
+            "Pod {} cannot start: container '{}' is waiting, {reason}: {message}",
+            pod.name, container.name
+        );
+        Some(Finding {
+            failure: Some(failure),
+            deletes: true,
+            not_before: grace,
+            ..Finding::told(
+                format!("w{}", short(&pod.uid)),
+                vec![entry(job, LogLevel::Error, told, None)],
+            )
+        })
+    })
+}
+
+fn failed_pod(job: &JobView, pod: &PodView) -> Finding {
+    let mut lines = vec![format!("Pod {} failed.", pod.name)];
+    if pod.containers.is_empty() {
+        lines.push("\tNo container statuses found for pod".to_owned());
+    }
+    for container in &pod.containers {
+        report(&mut lines, &container.name, &container.state);
+    }
+    if let Some(reason) = &pod.reason {
+        let message = pod.message.as_deref().unwrap_or_default();
+        lines.push(format!("\tReason: {reason}"));
+        lines.push(format!("\tMessage: {message}"));
+        if let Some(meaning) = explained(reason) {
+            lines.push(format!("\t{meaning}"));
+        }
+    }
+    Finding::told(
+        format!("p{}", short(&pod.uid)),
+        vec![entry(job, LogLevel::Error, lines.join("\n"), None)],
+    )
+}
+
+fn report(lines: &mut Vec<String>, name: &str, state: &ContainerState) {
+    let (word, details) = match state {
+        ContainerState::Running => ("running", None),
+        ContainerState::Waiting { .. } => ("waiting", None),
+        ContainerState::NotFound => ("Not Found", None),
+        ContainerState::Terminated {
+            exit_code,
+            message,
+            reason,
+            signal,
+        } => ("terminated", Some((exit_code, message, reason, signal))),
+    };
+    lines.push(format!("\tContainer '{name}' state: {word}"));
+    let Some((exit_code, message, reason, signal)) = details else {
+        return;
+    };
+    lines.push(format!("\t\tExit Code:: {exit_code}"));
+    if let Some(message) = message {
+        lines.push(format!("\t\tMessage: {message}"));
+    }
+    if let Some(reason) = reason {
+        lines.push(format!("\t\tReason: {reason}"));
+    }
+    if let Some(signal) = signal {
+        lines.push(format!("\t\tSignal: {signal}"));
+    }
+    if let Some(meaning) = reason.as_deref().and_then(explained) {
+        lines.push(format!("\t\t{meaning}"));
+    }
+}
+
+/// What a reason means, for people who do not know Kubernetes.
+fn explained(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "OOMKilled" => "The container used more memory than its limit allows and was killed.",
+        "Evicted" => "The node ran out of a resource and removed the pod.",
+        "DeadlineExceeded" => "The Job took longer than its activeDeadlineSeconds.",
+        "NodeLost" | "NodeAffinity" => "The node is no longer there for the pod.",
+        _ => return None,
+    })
+}
+
+fn failed_job(
+    job: &JobView,
+    pods: &[&PodView],
+    reason: &str,
+    since: &mut impl FnMut(&str) -> Timestamp,
+) -> Finding {
+    let failed: Vec<String> = pods
+        .iter()
+        .filter(|pod| pod.phase == "Failed")
+        .map(|pod| format!("'{}'", pod.name))
+        .collect();
+    let key = "job";
+    if failed.is_empty() {
+        let message = format!("Kubernetes Error: the Job failed, {reason}");
+        return Finding {
+            failure: Some(message.clone()),
+            not_before: after(since(key), POD_GRACE),
+            ..Finding::told(key, vec![entry(job, LogLevel::Error, message, None)])
+        };
+    }
+    Finding {
+        failure: Some(format!(
+            "Kubernetes Error: pods [{}] failed for this job",
+            failed.join(", ")
+        )),
+        ..Finding::told(key, Vec::new())
+    }
+}
+
+/// Enough of a uid to tell the few of one Job apart.
+fn short(uid: &str) -> &str {
+    uid.get(..13).unwrap_or(uid)
+}

@@ -1,0 +1,310 @@
+//! Watches over Jobs, their pods and events, brought together Job by Job.
+
+mod diagnose;
+mod view;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use agent_core::{JobState, Observation};
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
+use kube::api::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher as watch};
+use kube::{Client, Resource, ResourceExt};
+
+use self::view::{EventView, JobView, PodView};
+pub(crate) use self::view::{REPORTED, told};
+use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
+
+/// Everything that is known of the Jobs in the namespace.
+#[derive(Default)]
+struct Index {
+    jobs: HashMap<String, JobView>,
+    pods: HashMap<String, PodView>,
+    events: HashMap<String, EventView>,
+    /// Names of Jobs by identifier, and of pods by identifier.
+    by_identifier: HashMap<String, (Option<String>, BTreeSet<String>)>,
+    /// Keys of events by the object that they are about.
+    by_object: HashMap<String, BTreeSet<String>>,
+    /// When something about a Job was seen first.
+    since: HashMap<String, HashMap<String, Timestamp>>,
+    /// What a new listing has shown so far.
+    listed: [HashSet<String>; 3],
+    /// Both Jobs and pods were listed once.
+    complete: [bool; 2],
+}
+
+/// A change to objects of one kind, of which only a view is kept.
+enum Change<V> {
+    /// All that exist will be listed.
+    Listing,
+    /// One that exists.
+    Is(V),
+    /// One, by its name, that does not exist any more.
+    IsNot(String),
+    /// All that exist were listed.
+    Listed,
+}
+
+/// A change to one kind of object.
+enum Seen {
+    Job(Change<JobView>),
+    Pod(Change<PodView>),
+    Event(Change<(String, EventView)>),
+}
+
+/// The observations of the Jobs in a namespace; a watch that breaks begins again by itself.
+pub(crate) fn observations(client: &Client, namespace: &str) -> BoxStream<'static, Observation> {
+    let ours = format!("{IDENTIFIER},{FLOW_RUN_ID}");
+    let ours = watcher::Config::default().labels(&ours);
+    let jobs = Api::namespaced(client.clone(), namespace);
+    let jobs = changes("Jobs", jobs, ours.clone(), JobView::of);
+    let pods = Api::namespaced(client.clone(), namespace);
+    let pods = changes("pods", pods, ours, PodView::of);
+    let events = Api::namespaced(client.clone(), namespace);
+    let events = changes(
+        "events",
+        events,
+        watcher::Config::default(),
+        |event: &Event| Some((event.name_any(), EventView::of(event)?)),
+    );
+    let mut index = Index::default();
+    stream::select_all([
+        jobs.map(Seen::Job).boxed(),
+        pods.map(Seen::Pod).boxed(),
+        events.map(Seen::Event).boxed(),
+    ])
+    .flat_map(move |seen| stream::iter(index.apply(seen)))
+    .boxed()
+}
+
+fn changes<K, V: Send + 'static>(
+    what: &'static str,
+    api: Api<K>,
+    config: watcher::Config,
+    view: impl Fn(&K) -> Option<V> + Send + 'static,
+) -> impl Stream<Item = Change<V>> + Send
+where
+    K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watch(api, config)
+        .default_backoff()
+        .filter_map(move |change| {
+            let change = match change {
+                Ok(watcher::Event::Init) => Some(Change::Listing),
+                Ok(watcher::Event::InitDone) => Some(Change::Listed),
+                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                    view(&object).map(Change::Is)
+                }
+                Ok(watcher::Event::Delete(object)) => Some(Change::IsNot(object.name_any())),
+                Err(error) => {
+                    tracing::warn!("The watch over {what} broke off: {error}");
+                    None
+                }
+            };
+            std::future::ready(change)
+        })
+}
+
+impl Index {
+    /// Takes in a change; the observations of the Jobs that it concerns.
+    fn apply(&mut self, seen: Seen) -> Vec<Observation> {
+        let before = self.complete == [true, true];
+        let (touched, gone) = match seen {
+            Seen::Job(change) => self.job(change),
+            Seen::Pod(change) => (self.pod(change), Vec::new()),
+            Seen::Event(change) => (self.event(change), Vec::new()),
+        };
+        let complete = self.complete == [true, true];
+        let mut found = gone;
+        if complete && !before {
+            let all: Vec<String> = self.jobs.keys().cloned().collect();
+            found.extend(all.iter().filter_map(|name| self.observe(name)));
+        } else if complete {
+            found.extend(touched.iter().filter_map(|name| self.observe(name)));
+        }
+        found
+    }
+
+    fn job(&mut self, change: Change<JobView>) -> (Vec<String>, Vec<Observation>) {
+        match change {
+            Change::Listing => self.listed[0].clear(),
+            Change::Is(view) => {
+                let name = view.name.clone();
+                self.listed[0].insert(name.clone());
+                let entry = self
+                    .by_identifier
+                    .entry(view.identifier.clone())
+                    .or_default();
+                entry.0 = Some(name.clone());
+                let old = self.jobs.insert(name.clone(), view.clone());
+                // An own note of what was told is no news.
+                let news = old.is_none_or(|old| {
+                    JobView {
+                        reported: view.reported.clone(),
+                        ..old
+                    } != view
+                });
+                return (news.then_some(name).into_iter().collect(), Vec::new());
+            }
+            Change::IsNot(name) => {
+                return (Vec::new(), self.remove_job(&name).into_iter().collect());
+            }
+            Change::Listed => {
+                self.complete[0] = true;
+                let missing: Vec<String> = self
+                    .jobs
+                    .keys()
+                    .filter(|name| !self.listed[0].contains(*name))
+                    .cloned()
+                    .collect();
+                let gone = missing.iter().filter_map(|name| self.remove_job(name));
+                return (Vec::new(), gone.collect());
+            }
+        }
+        Default::default()
+    }
+
+    fn remove_job(&mut self, name: &str) -> Option<Observation> {
+        let job = self.jobs.remove(name)?;
+        self.since.remove(name);
+        if let Some(entry) = self.by_identifier.get_mut(&job.identifier) {
+            entry.0 = None;
+            if entry.1.is_empty() {
+                self.by_identifier.remove(&job.identifier);
+            }
+        }
+        // What the agent deletes itself has ended, or has been told of.
+        let ended = job.is_finished() || job.reported.iter().any(|key| diagnose::ends(key));
+        let lost = !ended;
+        Some(Observation {
+            findings: lost.then(|| diagnose::gone(&job)).into_iter().collect(),
+            job: job.name,
+            flow_run_id: job.run,
+            state: JobState::Gone,
+        })
+    }
+
+    fn pod(&mut self, change: Change<PodView>) -> Vec<String> {
+        match change {
+            Change::Listing => self.listed[1].clear(),
+            Change::Is(view) => {
+                self.listed[1].insert(view.name.clone());
+                let entry = self
+                    .by_identifier
+                    .entry(view.identifier.clone())
+                    .or_default();
+                entry.1.insert(view.name.clone());
+                let touched = entry.0.clone();
+                let news = self.pods.get(&view.name) != Some(&view);
+                self.pods.insert(view.name.clone(), view);
+                return touched.filter(|_| news).into_iter().collect();
+            }
+            Change::IsNot(name) => self.remove_pod(&name),
+            Change::Listed => {
+                self.complete[1] = true;
+                let missing: Vec<String> = self
+                    .pods
+                    .keys()
+                    .filter(|name| !self.listed[1].contains(*name))
+                    .cloned()
+                    .collect();
+                for name in missing {
+                    self.remove_pod(&name);
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    fn remove_pod(&mut self, name: &str) {
+        let Some(pod) = self.pods.remove(name) else {
+            return;
+        };
+        if let Some(entry) = self.by_identifier.get_mut(&pod.identifier) {
+            entry.1.remove(name);
+            if entry.0.is_none() && entry.1.is_empty() {
+                self.by_identifier.remove(&pod.identifier);
+            }
+        }
+    }
+
+    fn event(&mut self, change: Change<(String, EventView)>) -> Vec<String> {
+        match change {
+            Change::Listing => self.listed[2].clear(),
+            Change::Is((key, view)) => {
+                self.listed[2].insert(key.clone());
+                let touched = self.job_of_pod(&view.object);
+                let events = self.by_object.entry(view.object.clone()).or_default();
+                events.insert(key.clone());
+                self.events.insert(key, view);
+                return touched.into_iter().collect();
+            }
+            Change::IsNot(key) => self.remove_event(&key),
+            Change::Listed => {
+                let missing: Vec<String> = self
+                    .events
+                    .keys()
+                    .filter(|key| !self.listed[2].contains(*key))
+                    .cloned()
+                    .collect();
+                for key in missing {
+                    self.remove_event(&key);
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    fn remove_event(&mut self, key: &str) {
+        let Some(event) = self.events.remove(key) else {
+            return;
+        };
+        if let Some(keys) = self.by_object.get_mut(&event.object) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_object.remove(&event.object);
+            }
+        }
+    }
+
+    fn job_of_pod(&self, pod: &str) -> Option<String> {
+        let identifier = &self.pods.get(pod)?.identifier;
+        self.by_identifier.get(identifier)?.0.clone()
+    }
+
+    /// A Job with everything that is known of it; `None` while it is being deleted.
+    fn observe(&mut self, name: &str) -> Option<Observation> {
+        let job = self.jobs.get(name).filter(|job| !job.deleting)?;
+        let names = self.by_identifier.get(&job.identifier);
+        let pods: Vec<&PodView> = names
+            .into_iter()
+            .flat_map(|(_, pods)| pods)
+            .filter_map(|pod| self.pods.get(pod))
+            .collect();
+        let mut events: Vec<&EventView> = pods
+            .iter()
+            .filter_map(|pod| self.by_object.get(&pod.name))
+            .flatten()
+            .filter_map(|key| self.events.get(key))
+            .collect();
+        events.sort_by_key(|event| event.at);
+        let since = self.since.entry(name.to_owned()).or_default();
+        let findings = diagnose::findings(job, &pods, &events, |key| {
+            *since.entry(key.to_owned()).or_insert_with(Timestamp::now)
+        });
+        Some(Observation {
+            job: job.name.clone(),
+            flow_run_id: job.run.clone(),
+            state: match (job.complete, &job.failed) {
+                (true, _) => JobState::Succeeded,
+                (false, Some(_)) => JobState::Failed,
+                (false, None) => JobState::Active,
+            },
+            findings,
+        })
+    }
+}

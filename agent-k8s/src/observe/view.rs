@@ -1,0 +1,175 @@
+//! The parts of Jobs, pods and events that matter, so that no more than these are kept in memory.
+
+use std::collections::HashSet;
+
+use agent_core::FlowRunId;
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
+use kube::ResourceExt;
+
+use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
+
+/// Annotation that holds the keys of the findings that were told.
+pub(crate) const REPORTED: &str = "prefect.io/reported";
+
+/// What is kept of a Job.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct JobView {
+    pub(super) name: String,
+    pub(super) identifier: String,
+    pub(super) run: FlowRunId,
+    pub(super) reported: HashSet<String>,
+    pub(super) complete: bool,
+    /// The message of the condition Failed.
+    pub(super) failed: Option<String>,
+    pub(super) deleting: bool,
+}
+
+impl JobView {
+    /// `None` for a Job that is not one of a flow run.
+    pub(super) fn of(job: &Job) -> Option<Self> {
+        let label = |name: &str| job.labels().get(name).cloned();
+        let conditions = job.status.as_ref().and_then(|s| s.conditions.as_deref());
+        let condition = |kind: &str| {
+            let mut conditions = conditions.unwrap_or_default().iter();
+            conditions.find(|one| one.type_ == kind && one.status == "True")
+        };
+        Some(Self {
+            name: job.name_any(),
+            identifier: label(IDENTIFIER)?,
+            run: label(FLOW_RUN_ID)?.into(),
+            reported: job
+                .annotations()
+                .get(REPORTED)
+                .map_or_else(HashSet::new, |keys| told(keys)),
+            complete: condition("Complete").is_some(),
+            failed: condition("Failed").map(|one| {
+                let reason = one.reason.as_deref().unwrap_or_default();
+                let message = one.message.as_deref().unwrap_or_default();
+                format!("{reason}: {message}")
+            }),
+            deleting: job.metadata.deletion_timestamp.is_some(),
+        })
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.complete || self.failed.is_some()
+    }
+}
+
+/// The keys in the annotation.
+pub(crate) fn told(annotation: &str) -> HashSet<String> {
+    let keys = annotation.split(',').filter(|key| !key.is_empty());
+    keys.map(str::to_owned).collect()
+}
+
+/// What is kept of a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PodView {
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) identifier: String,
+    pub(super) phase: String,
+    /// Why the pod as a whole failed, such as `Evicted`, and the message beside it.
+    pub(super) reason: Option<String>,
+    pub(super) message: Option<String>,
+    pub(super) containers: Vec<ContainerView>,
+}
+
+/// What is kept of a container, of init containers too.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ContainerView {
+    pub(super) name: String,
+    pub(super) state: ContainerState,
+}
+
+/// Where a container stands.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum ContainerState {
+    Running,
+    Waiting {
+        reason: String,
+        message: String,
+    },
+    Terminated {
+        exit_code: i32,
+        message: Option<String>,
+        reason: Option<String>,
+        signal: Option<i32>,
+    },
+    NotFound,
+}
+
+impl PodView {
+    /// `None` for a pod that is not one of a flow run.
+    pub(super) fn of(pod: &Pod) -> Option<Self> {
+        let status = pod.status.clone().unwrap_or_default();
+        let init = status.init_container_statuses.unwrap_or_default();
+        let main = status.container_statuses.unwrap_or_default();
+        Some(Self {
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            identifier: pod.labels().get(IDENTIFIER)?.clone(),
+            phase: status.phase.unwrap_or_default(),
+            reason: status.reason,
+            message: status.message,
+            containers: main.iter().chain(&init).map(container).collect(),
+        })
+    }
+}
+
+fn container(status: &ContainerStatus) -> ContainerView {
+    let state = status.state.clone().unwrap_or_default();
+    let state = if let Some(ended) = state.terminated {
+        ContainerState::Terminated {
+            exit_code: ended.exit_code,
+            message: ended.message,
+            reason: ended.reason,
+            signal: ended.signal,
+        }
+    } else if let Some(waiting) = state.waiting {
+        ContainerState::Waiting {
+            reason: waiting.reason.unwrap_or_default(),
+            message: waiting.message.unwrap_or_default(),
+        }
+    } else if state.running.is_some() {
+        ContainerState::Running
+    } else {
+        ContainerState::NotFound
+    };
+    ContainerView {
+        name: status.name.clone(),
+        state,
+    }
+}
+
+/// What is kept of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct EventView {
+    pub(super) uid: String,
+    /// The pod's name.
+    pub(super) object: String,
+    pub(super) reason: String,
+    pub(super) message: String,
+    pub(super) at: Option<Timestamp>,
+}
+
+impl EventView {
+    pub(super) fn of(event: &Event) -> Option<Self> {
+        // Only what happens to pods is told.
+        if event.involved_object.kind.as_deref() != Some("Pod") {
+            return None;
+        }
+        let at = event.last_timestamp.as_ref().map(|time| time.0);
+        let at = at.or(event.event_time.as_ref().map(|time| time.0));
+        let at = at.or(event.first_timestamp.as_ref().map(|time| time.0));
+        Some(Self {
+            uid: event.uid().unwrap_or_else(|| event.name_any()),
+            object: event.involved_object.name.clone()?,
+            reason: event.reason.clone().unwrap_or_default(),
+            message: event.message.clone().unwrap_or_default(),
+            at,
+        })
+    }
+}
