@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::time::Duration;
+
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 /// Deploys Prefect 1 flow runs as Kubernetes Jobs.
@@ -153,6 +155,27 @@ pub struct StartArgs {
     /// Keep finished Jobs [env: DELETE_FINISHED_JOBS=False]
     #[arg(long, help_heading = "Jobs")]
     pub disable_job_deletion: bool,
+    /// How long a Job that failed is kept, such as 1h or 7d
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, help_heading = "Supervision")]
+    pub keep_failed_jobs: Duration,
+    /// How long a Job that succeeded is kept
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, help_heading = "Supervision")]
+    pub keep_succeeded_jobs: Duration,
+    /// How long an image may fail to be pulled, once the kubelet backs off, before the run fails
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, help_heading = "Supervision")]
+    pub image_pull_grace: Duration,
+    /// How long a container may fail to start (a missing Secret, a wrong command) before the run fails
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, help_heading = "Supervision")]
+    pub start_error_grace: Duration,
+    /// How long a Job may be unable to create its pod (quota, service account) before the run fails
+    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = duration, help_heading = "Supervision")]
+    pub create_failure_grace: Duration,
+    /// How long a pod may wait for a node before the run fails [default: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Supervision")]
+    pub pending_timeout: Option<Duration>,
+    /// How long a Job may go on after its run was cancelled or has ended otherwise
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, help_heading = "Supervision")]
+    pub cancel_grace: Duration,
     /// Flows do not send their logs to the API [env: PREFECT__CLOUD__SEND_FLOW_RUN_LOGS=false]
     #[arg(long, help_heading = "Jobs")]
     pub no_cloud_logs: bool,
@@ -181,4 +204,13 @@ pub struct StartArgs {
     /// The form of the agent's own log
     #[arg(long, value_enum, default_value = "text", action = ArgAction::Set, help_heading = "Agent")]
     pub log_format: LogFormat,
+}
+
+/// A duration such as `90s`, `5m` or `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Result<jiff::SignedDuration, _> = text.parse();
+    parsed
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| "use a duration such as 90s, 5m or 1h".to_owned())
 }

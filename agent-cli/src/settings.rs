@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent_api_client::{ApiSettings, Backend};
-use agent_k8s::{JobPatch, KeySecret, ManifestSettings, yaml};
+use agent_k8s::{Graces, JobPatch, KeySecret, ManifestSettings, yaml};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use secrecy::SecretString;
 use serde_json::Value;
@@ -40,6 +40,12 @@ pub struct Settings {
     pub namespace: String,
     /// Finished Jobs are deleted.
     pub delete_finished_jobs: bool,
+    /// How long ended Jobs are kept: those that succeeded, those that failed.
+    pub keep_jobs: (Duration, Duration),
+    /// How patient the agent is with Jobs that do not get on.
+    pub graces: Graces,
+    /// How long a Job may go on after its run has ended.
+    pub cancel_grace: Duration,
     /// Stop after so many polls.
     pub max_polls: Option<u64>,
     /// Where health is served.
@@ -176,6 +182,14 @@ impl Settings {
             manifest,
             namespace,
             delete_finished_jobs,
+            keep_jobs: (args.keep_succeeded_jobs, args.keep_failed_jobs),
+            graces: Graces {
+                image_pull: args.image_pull_grace,
+                start_error: args.start_error_grace,
+                create_failure: args.create_failure_grace,
+                pending: args.pending_timeout,
+            },
+            cancel_grace: args.cancel_grace,
             max_polls: args.max_polls,
             agent_address: address
                 .map(|(address, _)| listen_address(&address))

@@ -39,12 +39,15 @@ pub async fn run(mut settings: Settings, cwd: &Path) -> Result<()> {
         cluster.client,
         &settings.namespace,
         Manifests::new(settings.manifest, Arc::new(FileTemplates::new(cwd))),
-    );
+    )
+    .with_graces(settings.graces);
     let agent = Agent::builder(api, Arc::new(backend))
         .name(&settings.name)
         .concurrency(settings.concurrency)
         .max_polls(settings.max_polls)
         .delete_finished_jobs(settings.delete_finished_jobs)
+        .keep_jobs(settings.keep_jobs.0, settings.keep_jobs.1)
+        .cancel_grace(settings.cancel_grace)
         .build();
     if let Some(address) = settings.agent_address {
         endpoint::serve(address, agent.health()).await?;

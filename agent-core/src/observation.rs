@@ -13,6 +13,8 @@ pub struct Observation {
     pub flow_run_id: FlowRunId,
     /// Where it stands.
     pub state: JobState,
+    /// When it ended, if it has and if that is known.
+    pub ended_at: Option<Timestamp>,
     /// What was found about it, in the order in which it is told.
     pub findings: Vec<Finding>,
 }

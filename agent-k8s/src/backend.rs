@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::error::{classify, is_ambiguous};
 use crate::manifest::{self, FLOW_RUN_ID, Manifests};
-use crate::observe;
+use crate::observe::{self, Graces};
 
 /// How long one request may take. Admission webhooks have up to 30 s.
 const REQUEST: Duration = Duration::from_secs(40);
@@ -29,6 +29,7 @@ pub struct KubernetesBackend {
     jobs: Api<Job>,
     namespace: String,
     manifests: Manifests,
+    graces: Graces,
     /// Runs whose Job may have been made by a request that got no answer: when the next attempt
     /// finds it, it was ours.
     unanswered: Mutex<HashSet<FlowRunId>>,
@@ -43,8 +44,16 @@ impl KubernetesBackend {
             client,
             namespace,
             manifests,
+            graces: Graces::default(),
             unanswered: Mutex::default(),
         }
+    }
+
+    /// How patient it is with Jobs that do not get on.
+    #[must_use]
+    pub fn with_graces(mut self, graces: Graces) -> Self {
+        self.graces = graces;
+        self
     }
 
     /// Creates a Job from a manifest; `false` when there is one of that name already.
@@ -169,7 +178,7 @@ impl JobBackend for KubernetesBackend {
     }
 
     fn observations(&self) -> BoxStream<'static, Observation> {
-        observe::observations(&self.client, &self.namespace)
+        observe::observations(&self.client, &self.namespace, self.graces.clone())
     }
 
     async fn remember(&self, job: &str, keys: &[String]) -> Result<bool> {

@@ -18,3 +18,4 @@ pub mod yaml;
 pub use backend::KubernetesBackend;
 pub use client::{Cluster, connect};
 pub use manifest::{JobPatch, KeySecret, ManifestSettings, Manifests};
+pub use observe::Graces;

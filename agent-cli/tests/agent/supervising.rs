@@ -200,3 +200,86 @@ async fn a_job_that_tries_again_is_left_to_it_and_each_pod_is_reported() {
     assert!(tokio::time::timeout(PATIENCE, both).await.is_ok());
     assert_eq!(reports().await.len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_cannot_start_fails_the_run_after_its_grace() {
+    let course = Course::create_container_config_error("secret \"db\" not found");
+    let (world, run) = world(course).await;
+    let agent = world.start(&["--start-error-grace", "300ms"]);
+    let message = fails(&world, run, &agent).await;
+    assert_eq!(message, "Kubernetes Error: secret \"db\" not found");
+    job_goes(&world, &agent).await;
+    let told = told(&world, run, "ERROR").await;
+    assert!(
+        told[0].contains("CreateContainerConfigError: secret \"db\" not found"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_may_not_create_pods_is_told_and_fails_after_its_grace() {
+    let (world, run) = world(Course::failed_create("exceeded quota: compute")).await;
+    let agent = world.start(&["--create-failure-grace", "500ms"]);
+    let warned = told(&world, run, "WARNING").await;
+    assert!(
+        warned[0].contains("cannot create its pod") && warned[0].contains("exceeded quota"),
+        "{warned:?}"
+    );
+    let message = fails(&world, run, &agent).await;
+    assert!(message.contains("exceeded quota: compute"), "{message}");
+    job_goes(&world, &agent).await;
+    assert_eq!(told(&world, run, "WARNING").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_no_node_takes_is_told_and_fails_only_with_a_timeout() {
+    let (world, run) = world(Course::unschedulable("0/3 nodes: no cpu")).await;
+    let agent = world.start(&["--pending-timeout", "700ms"]);
+    let warned = told(&world, run, "WARNING").await;
+    assert!(
+        warned[0].ends_with("cannot be scheduled: 0/3 nodes: no cpu"),
+        "{warned:?}"
+    );
+    let message = fails(&world, run, &agent).await;
+    assert!(message.contains("cannot be scheduled"), "{message}");
+    job_goes(&world, &agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_job_of_a_cancelled_run_is_deleted_after_its_grace() {
+    let (world, run) = world(Course::hangs()).await;
+    let agent = world.start(&["--cancel-grace", "200ms"]);
+    let running = world
+        .prefect
+        .wait_until(PATIENCE, |prefect| {
+            prefect.state(run).as_deref() == Some("Running")
+        })
+        .await;
+    assert!(running.is_ok(), "{}", agent.output());
+    world.prefect.set_state_named(run, "Cancelled", "by hand");
+    job_goes(&world, &agent).await;
+    let told = told(&world, run, "INFO").await;
+    assert!(
+        told[0].ends_with("is deleted: its flow run is Cancelled"),
+        "{told:?}"
+    );
+    let run = world.prefect.run(run).expect("seeded");
+    assert_eq!(run.state_names().last(), Some(&"Cancelled"));
+    let errors = run
+        .logs
+        .iter()
+        .filter(|log| log.level.as_deref() == Some("ERROR"));
+    assert_eq!(errors.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_jobs_can_be_kept() {
+    let (world, failing) = world(Course::exits_with(1, Duration::ZERO)).await;
+    let agent = world.start(&["--keep-failed-jobs", "1h"]);
+    fails(&world, failing, &agent).await;
+    assert_eq!(world.kubernetes.count("jobs"), 1);
+    agent.signal(nix::sys::signal::Signal::SIGKILL);
+    agent.ended().await;
+    let agent = world.start(&[]);
+    job_goes(&world, &agent).await;
+}

@@ -36,6 +36,9 @@ struct Options {
     recover_every: Duration,
     recover_age: Duration,
     delete_finished: bool,
+    keep_succeeded: Duration,
+    keep_failed: Duration,
+    cancel_grace: Duration,
 }
 
 /// What all parts of a running agent share.
@@ -77,6 +80,9 @@ impl Agent {
                 recover_every: Duration::from_secs(120),
                 recover_age: Duration::from_secs(10),
                 delete_finished: true,
+                keep_succeeded: Duration::ZERO,
+                keep_failed: Duration::ZERO,
+                cancel_grace: Duration::from_secs(60),
             },
         }
     }
@@ -218,6 +224,23 @@ impl AgentBuilder {
     #[must_use]
     pub fn delete_finished_jobs(mut self, delete: bool) -> Self {
         self.options.delete_finished = delete;
+        self
+    }
+
+    /// How long jobs that ended well, and jobs that did not, are kept before they are deleted.
+    /// Default: not at all.
+    #[must_use]
+    pub fn keep_jobs(mut self, succeeded: Duration, failed: Duration) -> Self {
+        self.options.keep_succeeded = succeeded;
+        self.options.keep_failed = failed;
+        self
+    }
+
+    /// How long a job may go on after its run was cancelled, or has ended otherwise, before it is
+    /// deleted. Default: 60 s.
+    #[must_use]
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.options.cancel_grace = grace;
         self
     }
 

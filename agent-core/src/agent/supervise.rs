@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::Shared;
 use crate::backoff::Backoff;
 use crate::observation::{Finding, JobState, Observation};
-use crate::{FlowRunId, Phase, Result};
+use crate::{FlowRunId, LogEntry, LogLevel, Phase, Result};
 
 /// Jobs that are handled at the same time.
 const CONCURRENCY: usize = 32;
@@ -23,6 +23,11 @@ const CHUNK: usize = 500;
 const LINGER: Duration = Duration::from_millis(250);
 /// How long a job is kept whose run has not reported although the job has ended.
 const UNREPORTED: Duration = Duration::from_secs(60);
+
+/// The logger's name of what concerns jobs; that of the Python agent.
+const LOGGER: &str = "k8s-infra";
+/// The key of the finding that a run has ended without its job.
+const ENDED_WITHOUT: &str = "wrun";
 
 /// What is known of one job.
 #[derive(Default)]
@@ -68,6 +73,7 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
     tokio::select! {
         never = follow => never,
         never = clean_up(&supervisor, queue) => never,
+        never = cancel(&supervisor) => never,
     }
 }
 
@@ -101,7 +107,8 @@ impl Supervisor {
         let Some(observation) = tracked.latest.clone() else {
             return;
         };
-        let now = self.shared.source.now();
+        // The backend dates findings by this machine's clock.
+        let now = Timestamp::now();
         let mut delete = observation.state != JobState::Active;
         for finding in &observation.findings {
             if tracked.handled.contains(&finding.key) {
@@ -122,11 +129,39 @@ impl Supervisor {
         }
         if delete && self.shared.options.delete_finished && !tracked.deleting {
             tracked.deleting = true;
-            let _ = self.ended.send(Ended {
-                job: observation.job,
-                run: observation.flow_run_id,
-            });
+            let kept = self.kept(&observation, now);
+            self.delete_after(
+                kept,
+                Ended {
+                    job: observation.job,
+                    run: observation.flow_run_id,
+                },
+            );
         }
+    }
+
+    /// How much longer an ended job is kept.
+    fn kept(&self, observation: &Observation, now: Timestamp) -> Duration {
+        let keep = match observation.state {
+            JobState::Succeeded => self.shared.options.keep_succeeded,
+            JobState::Failed => self.shared.options.keep_failed,
+            _ => Duration::ZERO,
+        };
+        let since = observation.ended_at.unwrap_or(now);
+        let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+        keep.saturating_sub(passed)
+    }
+
+    fn delete_after(self: &Arc<Self>, pause: Duration, ended: Ended) {
+        if pause.is_zero() {
+            let _ = self.ended.send(ended);
+            return;
+        }
+        let (supervisor, cancelled) = (self.clone(), self.shared.ended.clone());
+        tokio::spawn(cancelled.run_until_cancelled_owned(async move {
+            tokio::time::sleep(pause).await;
+            let _ = supervisor.ended.send(ended);
+        }));
     }
 
     /// First the consequence, which is harmless to repeat, then the words, which are not.
@@ -216,7 +251,88 @@ async fn clean_up(
     }
 }
 
+/// Deletes jobs that go on although their runs have ended, as a cancelled run's does.
+async fn cancel(supervisor: &Arc<Supervisor>) -> Infallible {
+    let grace = supervisor.shared.options.cancel_grace;
+    let mut ticks = tokio::time::interval((grace / 2).max(Duration::from_millis(100)));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut since: HashMap<String, tokio::time::Instant> = HashMap::new();
+    loop {
+        ticks.tick().await;
+        let active = supervisor.active().await;
+        let mut still = HashMap::new();
+        for chunk in active.chunks(CHUNK) {
+            let runs: Vec<FlowRunId> = chunk.iter().map(|job| job.run.clone()).collect();
+            let states = match supervisor.shared.source.states(&runs).await {
+                Ok(states) => states,
+                Err(error) => {
+                    tracing::warn!("Cannot read the states of flow runs with a Job: {error}");
+                    continue;
+                }
+            };
+            for job in chunk {
+                let Some(state) = states.get(&job.run).filter(|state| state.is_finished()) else {
+                    continue;
+                };
+                let seen = since.get(&job.job).copied();
+                let seen = seen.unwrap_or_else(tokio::time::Instant::now);
+                if seen.elapsed() >= grace {
+                    supervisor.give_up(job, &state.name).await;
+                } else {
+                    still.insert(job.job.clone(), seen);
+                }
+            }
+        }
+        since = still;
+    }
+}
+
 impl Supervisor {
+    /// The jobs that are at work.
+    async fn active(&self) -> Vec<Ended> {
+        let jobs: Vec<Job> = self.jobs().values().cloned().collect();
+        let mut active = Vec::new();
+        for job in jobs {
+            let tracked = job.lock().await;
+            let Some(latest) = &tracked.latest else {
+                continue;
+            };
+            if latest.state == JobState::Active && !tracked.deleting {
+                active.push(Ended {
+                    job: latest.job.clone(),
+                    run: latest.flow_run_id.clone(),
+                });
+            }
+        }
+        active
+    }
+
+    /// Ends a job whose run has ended without it.
+    async fn give_up(self: &Arc<Self>, ended: &Ended, state: &str) {
+        let message = format!("Job {} is deleted: its flow run is {state}", ended.job);
+        tracing::info!("{message}");
+        let job = self.job(&ended.job);
+        job.lock().await.deleting = true;
+        let observation = Observation {
+            job: ended.job.clone(),
+            flow_run_id: ended.run.clone(),
+            state: JobState::Active,
+            ended_at: None,
+            findings: Vec::new(),
+        };
+        let entry = LogEntry {
+            flow_run_id: ended.run.clone(),
+            name: LOGGER.to_owned(),
+            message,
+            level: LogLevel::Info,
+            timestamp: None,
+        };
+        let finding = Finding::told(ENDED_WITHOUT, vec![entry]);
+        self.deal_with(&observation, &finding).await;
+        let deleting = || self.shared.backend.delete(&ended.job);
+        insistently(&format!("Cannot delete Job {}", ended.job), deleting).await;
+    }
+
     async fn delete(self: &Arc<Self>, ended: Ended, waits: bool) {
         if waits {
             tracing::debug!(
@@ -224,11 +340,7 @@ impl Supervisor {
                 ended.job,
                 ended.run
             );
-            let (supervisor, cancelled) = (self.clone(), self.shared.ended.clone());
-            tokio::spawn(cancelled.run_until_cancelled_owned(async move {
-                tokio::time::sleep(UNREPORTED).await;
-                let _ = supervisor.ended.send(ended);
-            }));
+            self.delete_after(UNREPORTED, ended);
             return;
         }
         tracing::debug!("Deleting job {}", ended.job);

@@ -5,6 +5,8 @@ use std::time::Duration;
 use agent_core::{Finding, LogEntry, LogLevel};
 use jiff::Timestamp;
 
+use crate::manifest::identifier;
+
 use super::view::{ContainerState, EventView, JobView, PodView};
 
 /// The logger's name of what the cluster reported; that of the Python agent.
@@ -17,30 +19,61 @@ const START: [&str; 3] = [
     "CreateContainerError",
     "RunContainerError",
 ];
-/// How long such a container may be waiting: what it refers to may be made a moment later.
-pub(super) const START_GRACE: Duration = Duration::from_secs(60);
 /// How long a pod may be pending before its events are told: most start sooner.
 const PENDING_GRACE: Duration = Duration::from_secs(1);
 /// How long a failed Job waits for news of its pods.
 const POD_GRACE: Duration = Duration::from_millis(500);
+
+/// How long something that looks bad may stay so before the run fails.
+#[derive(Debug, Clone)]
+pub struct Graces {
+    /// An image that cannot be pulled, once the kubelet backs off. Default: 0 s.
+    pub image_pull: Duration,
+    /// A container that cannot be started as it is described: what it refers to may be made a
+    /// moment later. Default: 60 s.
+    pub start_error: Duration,
+    /// A Job that may not make pods. Default: 120 s.
+    pub create_failure: Duration,
+    /// A pod that no node takes. Default: for ever.
+    pub pending: Option<Duration>,
+}
+
+impl Default for Graces {
+    fn default() -> Self {
+        Self {
+            image_pull: Duration::ZERO,
+            start_error: Duration::from_secs(60),
+            create_failure: Duration::from_secs(120),
+            pending: None,
+        }
+    }
+}
 
 /// What is to be told about a Job; `since` is when something was seen first.
 pub(super) fn findings(
     job: &JobView,
     pods: &[&PodView],
     events: &[&EventView],
+    graces: &Graces,
     mut since: impl FnMut(&str) -> Timestamp,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     for pod in pods {
         if pod.phase == "Pending" {
-            let own = events.iter().filter(|event| event.object == pod.name);
+            let own = events
+                .iter()
+                .filter(|event| !event.of_job && event.object == pod.name);
             findings.extend(own.map(|event| pending(job, pod, event, &mut since)));
         }
-        findings.extend(stuck(job, pod, &mut since));
+        findings.extend(stuck(job, pod, graces, &mut since));
+        findings.extend(unschedulable(job, pod, graces, &mut since));
         if pod.phase == "Failed" {
             findings.push(failed_pod(job, pod));
         }
+    }
+    let refused = events.iter().rfind(|event| event.of_job);
+    if let Some(event) = refused.filter(|_| pods.is_empty() && !job.is_finished()) {
+        findings.extend(no_pod(job, event, graces, &mut since));
     }
     if let Some(reason) = &job.failed {
         findings.push(failed_job(job, pods, reason, &mut since));
@@ -104,6 +137,7 @@ fn pending(
 fn stuck(
     job: &JobView,
     pod: &PodView,
+    graces: &Graces,
     since: &mut impl FnMut(&str) -> Timestamp,
 ) -> Option<Finding> {
     pod.containers.iter().find_map(|container| {
@@ -111,10 +145,11 @@ fn stuck(
             return None;
         };
         let grace = if IMAGE.contains(&reason.as_str()) {
-            None
+            let key = format!("image {} {}", pod.uid, container.name);
+            after(since(&key), graces.image_pull)
         } else if START.contains(&reason.as_str()) {
             let key = format!("start {} {}", pod.uid, container.name);
-            after(since(&key), START_GRACE)
+            after(since(&key), graces.start_error)
         } else {
             return None;
         };
@@ -134,6 +169,63 @@ fn stuck(
             )
         })
     })
+}
+
+/// A pod that no node takes: each reason is told once.
+fn unschedulable(
+    job: &JobView,
+    pod: &PodView,
+    graces: &Graces,
+    since: &mut impl FnMut(&str) -> Timestamp,
+) -> Vec<Finding> {
+    let Some(reason) = pod
+        .unschedulable
+        .as_ref()
+        .filter(|_| pod.phase == "Pending")
+    else {
+        return Vec::new();
+    };
+    let message = format!("Pod {} cannot be scheduled: {reason}", pod.name);
+    let mut findings = vec![Finding::told(
+        format!("u{}", identifier(reason, 0)),
+        vec![entry(job, LogLevel::Warning, message.clone(), None)],
+    )];
+    if let Some(timeout) = graces.pending {
+        findings.push(Finding {
+            failure: Some(format!("Kubernetes Error: {message}")),
+            deletes: true,
+            not_before: after(since(&format!("pending {}", pod.uid)), timeout),
+            ..Finding::told(
+                format!("wpending{}", short(&pod.uid)),
+                vec![entry(job, LogLevel::Error, message, None)],
+            )
+        });
+    }
+    findings
+}
+
+/// A Job that may not make pods: a quota, a missing service account, a policy.
+fn no_pod(
+    job: &JobView,
+    event: &EventView,
+    graces: &Graces,
+    since: &mut impl FnMut(&str) -> Timestamp,
+) -> [Finding; 2] {
+    let message = format!("Job {} cannot create its pod: {}", job.name, event.message);
+    // Each attempt names another pod, but for the same reason.
+    let words = event.message.split(' ');
+    let reason: Vec<&str> = words.filter(|word| !word.contains(&job.name)).collect();
+    let told = Finding::told(
+        format!("c{}", identifier(&reason.join(" "), 0)),
+        vec![entry(job, LogLevel::Warning, message.clone(), event.at)],
+    );
+    let failed = Finding {
+        failure: Some(format!("Kubernetes Error: {message}")),
+        deletes: true,
+        not_before: after(since("no pod"), graces.create_failure),
+        ..Finding::told("wnopod", vec![entry(job, LogLevel::Error, message, None)])
+    };
+    [told, failed]
 }
 
 fn failed_pod(job: &JobView, pod: &PodView) -> Finding {

@@ -15,6 +15,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher as watch};
 use kube::{Client, Resource, ResourceExt};
 
+pub use self::diagnose::Graces;
 use self::view::{EventView, JobView, PodView};
 pub(crate) use self::view::{REPORTED, told};
 use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
@@ -22,6 +23,7 @@ use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
 /// Everything that is known of the Jobs in the namespace.
 #[derive(Default)]
 struct Index {
+    graces: Graces,
     jobs: HashMap<String, JobView>,
     pods: HashMap<String, PodView>,
     events: HashMap<String, EventView>,
@@ -57,7 +59,11 @@ enum Seen {
 }
 
 /// The observations of the Jobs in a namespace; a watch that breaks begins again by itself.
-pub(crate) fn observations(client: &Client, namespace: &str) -> BoxStream<'static, Observation> {
+pub(crate) fn observations(
+    client: &Client,
+    namespace: &str,
+    graces: Graces,
+) -> BoxStream<'static, Observation> {
     let ours = format!("{IDENTIFIER},{FLOW_RUN_ID}");
     let ours = watcher::Config::default().labels(&ours);
     let jobs = Api::namespaced(client.clone(), namespace);
@@ -71,7 +77,10 @@ pub(crate) fn observations(client: &Client, namespace: &str) -> BoxStream<'stati
         watcher::Config::default(),
         |event: &Event| Some((event.name_any(), EventView::of(event)?)),
     );
-    let mut index = Index::default();
+    let mut index = Index {
+        graces,
+        ..Index::default()
+    };
     stream::select_all([
         jobs.map(Seen::Job).boxed(),
         pods.map(Seen::Pod).boxed(),
@@ -185,6 +194,7 @@ impl Index {
             job: job.name,
             flow_run_id: job.run,
             state: JobState::Gone,
+            ended_at: None,
         })
     }
 
@@ -237,7 +247,11 @@ impl Index {
             Change::Listing => self.listed[2].clear(),
             Change::Is((key, view)) => {
                 self.listed[2].insert(key.clone());
-                let touched = self.job_of_pod(&view.object);
+                let touched = if view.of_job {
+                    Some(view.object.clone()).filter(|name| self.jobs.contains_key(name))
+                } else {
+                    self.job_of_pod(&view.object)
+                };
                 let events = self.by_object.entry(view.object.clone()).or_default();
                 events.insert(key.clone());
                 self.events.insert(key, view);
@@ -287,18 +301,21 @@ impl Index {
             .collect();
         let mut events: Vec<&EventView> = pods
             .iter()
-            .filter_map(|pod| self.by_object.get(&pod.name))
+            .map(|pod| &pod.name)
+            .chain([&job.name])
+            .filter_map(|object| self.by_object.get(object))
             .flatten()
             .filter_map(|key| self.events.get(key))
             .collect();
         events.sort_by_key(|event| event.at);
         let since = self.since.entry(name.to_owned()).or_default();
-        let findings = diagnose::findings(job, &pods, &events, |key| {
+        let findings = diagnose::findings(job, &pods, &events, &self.graces, |key| {
             *since.entry(key.to_owned()).or_insert_with(Timestamp::now)
         });
         Some(Observation {
             job: job.name.clone(),
             flow_run_id: job.run.clone(),
+            ended_at: job.ended_at,
             state: match (job.complete, &job.failed) {
                 (true, _) => JobState::Succeeded,
                 (false, Some(_)) => JobState::Failed,

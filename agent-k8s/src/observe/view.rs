@@ -24,6 +24,7 @@ pub(super) struct JobView {
     /// The message of the condition Failed.
     pub(super) failed: Option<String>,
     pub(super) deleting: bool,
+    pub(super) ended_at: Option<Timestamp>,
 }
 
 impl JobView {
@@ -50,6 +51,9 @@ impl JobView {
                 format!("{reason}: {message}")
             }),
             deleting: job.metadata.deletion_timestamp.is_some(),
+            ended_at: condition("Complete")
+                .or(condition("Failed"))
+                .and_then(|one| Some(one.last_transition_time.as_ref()?.0)),
         })
     }
 
@@ -74,6 +78,8 @@ pub(super) struct PodView {
     /// Why the pod as a whole failed, such as `Evicted`, and the message beside it.
     pub(super) reason: Option<String>,
     pub(super) message: Option<String>,
+    /// Why no node takes it.
+    pub(super) unschedulable: Option<String>,
     pub(super) containers: Vec<ContainerView>,
 }
 
@@ -107,7 +113,14 @@ impl PodView {
         let status = pod.status.clone().unwrap_or_default();
         let init = status.init_container_statuses.unwrap_or_default();
         let main = status.container_statuses.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        let unschedulable = conditions.into_iter().find(|one| {
+            one.type_ == "PodScheduled"
+                && one.status == "False"
+                && one.reason.as_deref() == Some("Unschedulable")
+        });
         Some(Self {
+            unschedulable: unschedulable.map(|one| one.message.unwrap_or_default()),
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
             identifier: pod.labels().get(IDENTIFIER)?.clone(),
@@ -148,7 +161,9 @@ fn container(status: &ContainerStatus) -> ContainerView {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct EventView {
     pub(super) uid: String,
-    /// The pod's name.
+    /// It is about the Job itself, not about a pod.
+    pub(super) of_job: bool,
+    /// The pod's name, or the Job's.
     pub(super) object: String,
     pub(super) reason: String,
     pub(super) message: String,
@@ -157,15 +172,18 @@ pub(super) struct EventView {
 
 impl EventView {
     pub(super) fn of(event: &Event) -> Option<Self> {
-        // Only what happens to pods is told.
-        if event.involved_object.kind.as_deref() != Some("Pod") {
-            return None;
-        }
+        // Of a Job, only that it cannot make pods is told.
+        let of_job = match event.involved_object.kind.as_deref() {
+            Some("Pod") => false,
+            Some("Job") if event.reason.as_deref() == Some("FailedCreate") => true,
+            _ => return None,
+        };
         let at = event.last_timestamp.as_ref().map(|time| time.0);
         let at = at.or(event.event_time.as_ref().map(|time| time.0));
         let at = at.or(event.first_timestamp.as_ref().map(|time| time.0));
         Some(Self {
             uid: event.uid().unwrap_or_else(|| event.name_any()),
+            of_job,
             object: event.involved_object.name.clone()?,
             reason: event.reason.clone().unwrap_or_default(),
             message: event.message.clone().unwrap_or_default(),
