@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_testkit::faults::{Fault, Rule};
 use agent_testkit::{Course, FlowRunSeed};
 use serde_json::json;
 use uuid::Uuid;
@@ -282,4 +283,50 @@ async fn failed_jobs_can_be_kept() {
     agent.ended().await;
     let agent = world.start(&[]);
     job_goes(&world, &agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_under_faults_and_cut_watches_ends_every_run_and_tells_each_once() {
+    const RUNS: usize = 300;
+    let world = World::with_course(Course::exits_with(1, Duration::from_millis(300))).await;
+    let runs: Vec<Uuid> = (0..RUNS).map(|_| world.prefect.seed(retried(0))).collect();
+    let mut command = world.command();
+    command.env("PREFECT__CLOUD__REQUEST_TIMEOUT", "2");
+    let agent = Agent::spawn(&mut command);
+    agent.prints("Waiting for flow runs").await;
+    for faults in [world.prefect.faults(), world.kubernetes.faults()] {
+        for fault in [Fault::status(500), Fault::status(503), Fault::DropBefore] {
+            faults.add(Rule::new("*", fault).probability(0.03));
+        }
+    }
+    let all = async {
+        while world.prefect.count_in_state("Failed") < RUNS || world.kubernetes.count("jobs") > 0 {
+            world.kubernetes.cut_watches();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            world.kubernetes.expire_watches();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, all).await;
+    assert!(
+        ended.is_ok(),
+        "{} failed, {} Jobs left\n{}",
+        world.prefect.count_in_state("Failed"),
+        world.kubernetes.count("jobs"),
+        agent.output()
+    );
+    world.prefect.faults().clear();
+    assert_eq!(world.kubernetes.creation_count(), RUNS);
+    // What is still in the agent's hands is written before it ends.
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    agent.ended().await;
+    for run in runs {
+        // The report of the pod, and of the Job alone where the pods' watch was away for long.
+        let told = told(&world, run, "ERROR").await;
+        let reports = told.iter().filter(|text| text.starts_with("Pod ")).count();
+        assert!(reports <= 1 && told.len() <= 2, "{told:?}");
+        let run = world.prefect.run(run).expect("seeded");
+        let message = run.message();
+        assert!(message.starts_with("Kubernetes Error: "), "{message}");
+    }
 }

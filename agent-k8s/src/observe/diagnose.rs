@@ -22,7 +22,7 @@ const START: [&str; 3] = [
 /// How long a pod may be pending before its events are told: most start sooner.
 const PENDING_GRACE: Duration = Duration::from_secs(1);
 /// How long a failed Job waits for news of its pods.
-const POD_GRACE: Duration = Duration::from_millis(500);
+const POD_GRACE: Duration = Duration::from_millis(1500);
 
 /// How long something that looks bad may stay so before the run fails.
 #[derive(Debug, Clone)]
