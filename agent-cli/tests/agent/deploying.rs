@@ -158,13 +158,7 @@ async fn a_run_that_cannot_be_deployed_fails_with_the_reason_in_its_log() {
     ));
     let agent = world.start(&[]);
     for (run, part) in [(wrong, "DockerRun"), (refused, "Not_A_Name")] {
-        let failed = world
-            .prefect
-            .wait_until(PATIENCE, |prefect| {
-                prefect.state(run).as_deref() == Some("Failed")
-            })
-            .await;
-        assert!(failed.is_ok(), "{}", agent.output());
+        world.fails(run, &agent).await;
         let run = world.prefect.run(run).expect("seeded");
         assert!(run.message().contains(part), "{}", run.message());
         let errors: Vec<_> = run

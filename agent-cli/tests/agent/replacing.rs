@@ -182,13 +182,6 @@ async fn render_refuses_with_the_text_that_the_run_would_fail_with() {
     assert!(refused.stdout.is_empty());
     let message = String::from_utf8(refused.stderr).expect("text");
     let agent = world.start(&[]);
-    let failed = world
-        .prefect
-        .wait_until(PATIENCE, |prefect| {
-            prefect.state(run).as_deref() == Some("Failed")
-        })
-        .await;
-    assert!(failed.is_ok(), "{}", agent.output());
-    let run = world.prefect.run(run).expect("seeded");
-    assert_eq!(message.trim_end(), format!("error: {}", run.message()));
+    let failure = world.fails(run, &agent).await;
+    assert_eq!(message.trim_end(), format!("error: {failure}"));
 }

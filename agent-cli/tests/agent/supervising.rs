@@ -23,18 +23,6 @@ fn retried(times: u32) -> FlowRunSeed {
     }}))
 }
 
-async fn fails(world: &World, run: Uuid, agent: &Agent) -> String {
-    let failed = world
-        .prefect
-        .wait_until(PATIENCE, |prefect| {
-            prefect.state(run).as_deref() == Some("Failed")
-        })
-        .await;
-    assert!(failed.is_ok(), "{}", agent.output());
-    let run = world.prefect.run(run).expect("seeded");
-    run.message().to_owned()
-}
-
 async fn job_goes(world: &World, agent: &Agent) {
     let gone = world
         .kubernetes
@@ -66,7 +54,7 @@ async fn told(world: &World, run: Uuid, level: &str) -> Vec<String> {
 async fn a_failed_pod_is_reported_fails_the_run_and_its_job_is_deleted() {
     let (world, run) = world(Course::exits_with(3, Duration::ZERO)).await;
     let agent = world.start(&[]);
-    let message = fails(&world, run, &agent).await;
+    let message = world.fails(run, &agent).await;
     assert!(
         message.starts_with("Kubernetes Error: pods ['prefect-job-")
             && message.ends_with("'] failed for this job"),
@@ -85,7 +73,7 @@ async fn a_failed_pod_is_reported_fails_the_run_and_its_job_is_deleted() {
 async fn what_killed_the_pod_is_explained() {
     let (world, run) = world(Course::oom_killed(Duration::ZERO)).await;
     let agent = world.start(&[]);
-    fails(&world, run, &agent).await;
+    world.fails(run, &agent).await;
     let told = told(&world, run, "ERROR").await;
     assert!(
         told[0].contains("Reason: OOMKilled") && told[0].contains("more memory than its limit"),
@@ -97,7 +85,7 @@ async fn what_killed_the_pod_is_explained() {
 async fn an_image_that_cannot_be_pulled_fails_the_run_and_its_events_are_told_once() {
     let (world, run) = world(Course::image_pull_failure("manifest unknown")).await;
     let agent = world.start(&[]);
-    let message = fails(&world, run, &agent).await;
+    let message = world.fails(run, &agent).await;
     assert!(
         message.starts_with("Kubernetes Error: Back-off pulling image")
             && message.contains("manifest unknown"),
@@ -150,7 +138,7 @@ async fn a_job_that_somebody_deletes_fails_its_run() {
     assert!(running.is_ok(), "{}", agent.output());
     let job = world.kubernetes.creations().remove(0).name;
     assert!(world.kubernetes.remove("jobs", "default", &job));
-    let message = fails(&world, run, &agent).await;
+    let message = world.fails(run, &agent).await;
     assert_eq!(
         message,
         format!("Kubernetes Error: Job {job} was deleted before it had finished")
@@ -163,11 +151,11 @@ async fn kept_jobs_are_reported_once_over_restarts() {
     let (world, run) = world(Course::exits_with(1, Duration::ZERO)).await;
     for _ in 0..2 {
         let agent = world.start(&["--disable-job-deletion", "--log-level", "debug"]);
-        fails(&world, run, &agent).await;
+        world.fails(run, &agent).await;
         assert_eq!(told(&world, run, "ERROR").await.len(), 1);
         // A later run shows that everything before it was dealt with.
         let later = world.prefect.seed(retried(0));
-        fails(&world, later, &agent).await;
+        world.fails(later, &agent).await;
         agent.signal(nix::sys::signal::Signal::SIGTERM);
         agent.ended().await;
     }
@@ -189,8 +177,8 @@ async fn a_job_that_tries_again_is_left_to_it_and_each_pod_is_reported() {
     let (world, first) = world(Course::exits_with(1, Duration::ZERO)).await;
     let run = world.prefect.seed(retried(1));
     let agent = world.start(&[]);
-    fails(&world, first, &agent).await;
-    fails(&world, run, &agent).await;
+    world.fails(first, &agent).await;
+    world.fails(run, &agent).await;
     assert_eq!(told(&world, first, "ERROR").await.len(), 1);
     let reports = || told(&world, run, "ERROR");
     let both = async {
@@ -207,7 +195,7 @@ async fn a_container_that_cannot_start_fails_the_run_after_its_grace() {
     let course = Course::create_container_config_error("secret \"db\" not found");
     let (world, run) = world(course).await;
     let agent = world.start(&["--start-error-grace", "300ms"]);
-    let message = fails(&world, run, &agent).await;
+    let message = world.fails(run, &agent).await;
     assert_eq!(message, "Kubernetes Error: secret \"db\" not found");
     job_goes(&world, &agent).await;
     let told = told(&world, run, "ERROR").await;
@@ -226,7 +214,7 @@ async fn a_job_that_may_not_create_pods_is_told_and_fails_after_its_grace() {
         warned[0].contains("cannot create its pod") && warned[0].contains("exceeded quota"),
         "{warned:?}"
     );
-    let message = fails(&world, run, &agent).await;
+    let message = world.fails(run, &agent).await;
     assert!(message.contains("exceeded quota: compute"), "{message}");
     job_goes(&world, &agent).await;
     assert_eq!(told(&world, run, "WARNING").await.len(), 1);
@@ -241,7 +229,7 @@ async fn a_pod_that_no_node_takes_is_told_and_fails_only_with_a_timeout() {
         warned[0].ends_with("cannot be scheduled: 0/3 nodes: no cpu"),
         "{warned:?}"
     );
-    let message = fails(&world, run, &agent).await;
+    let message = world.fails(run, &agent).await;
     assert!(message.contains("cannot be scheduled"), "{message}");
     job_goes(&world, &agent).await;
 }
@@ -277,7 +265,7 @@ async fn the_job_of_a_cancelled_run_is_deleted_after_its_grace() {
 async fn failed_jobs_can_be_kept() {
     let (world, failing) = world(Course::exits_with(1, Duration::ZERO)).await;
     let agent = world.start(&["--keep-failed-jobs", "1h"]);
-    fails(&world, failing, &agent).await;
+    world.fails(failing, &agent).await;
     assert_eq!(world.kubernetes.count("jobs"), 1);
     agent.signal(nix::sys::signal::Signal::SIGKILL);
     agent.ended().await;

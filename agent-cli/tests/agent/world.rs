@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 /// What a test may wait for, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -67,6 +68,19 @@ impl World {
         let kubeconfig = world.kubernetes.kubeconfig_yaml();
         std::fs::write(world.dir.path().join("kubeconfig"), kubeconfig).expect("written");
         world
+    }
+
+    /// Waits until a run has failed; its message.
+    pub(crate) async fn fails(&self, run: Uuid, agent: &Agent) -> String {
+        let failed = self
+            .prefect
+            .wait_until(PATIENCE, |prefect| {
+                prefect.state(run).as_deref() == Some("Failed")
+            })
+            .await;
+        assert!(failed.is_ok(), "{}", agent.output());
+        let run = self.prefect.run(run).expect("seeded");
+        run.message().to_owned()
     }
 
     /// The binary's working and home directory.

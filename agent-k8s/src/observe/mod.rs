@@ -130,6 +130,14 @@ impl Index {
         let complete = self.complete == [true, true];
         let mut found = gone;
         if complete && !before {
+            let foreign = self
+                .events
+                .iter()
+                .filter(|(_, event)| !self.concerns_us(event));
+            let foreign: Vec<String> = foreign.map(|(key, _)| key.clone()).collect();
+            for key in foreign {
+                self.remove_event(&key);
+            }
             let all: Vec<String> = self.jobs.keys().cloned().collect();
             found.extend(all.iter().filter_map(|name| self.observe(name)));
         } else if complete {
@@ -164,12 +172,7 @@ impl Index {
             }
             Change::Listed => {
                 self.complete[0] = true;
-                let missing: Vec<String> = self
-                    .jobs
-                    .keys()
-                    .filter(|name| !self.listed[0].contains(*name))
-                    .cloned()
-                    .collect();
+                let missing = missing(&self.jobs, &self.listed[0]);
                 let gone = missing.iter().filter_map(|name| self.remove_job(name));
                 return (Vec::new(), gone.collect());
             }
@@ -216,12 +219,7 @@ impl Index {
             Change::IsNot(name) => self.remove_pod(&name),
             Change::Listed => {
                 self.complete[1] = true;
-                let missing: Vec<String> = self
-                    .pods
-                    .keys()
-                    .filter(|name| !self.listed[1].contains(*name))
-                    .cloned()
-                    .collect();
+                let missing = missing(&self.pods, &self.listed[1]);
                 for name in missing {
                     self.remove_pod(&name);
                 }
@@ -246,6 +244,9 @@ impl Index {
         match change {
             Change::Listing => self.listed[2].clear(),
             Change::Is((key, view)) => {
+                if self.complete == [true, true] && !self.concerns_us(&view) {
+                    return Vec::new();
+                }
                 self.listed[2].insert(key.clone());
                 let touched = if view.of_job {
                     Some(view.object.clone()).filter(|name| self.jobs.contains_key(name))
@@ -259,18 +260,22 @@ impl Index {
             }
             Change::IsNot(key) => self.remove_event(&key),
             Change::Listed => {
-                let missing: Vec<String> = self
-                    .events
-                    .keys()
-                    .filter(|key| !self.listed[2].contains(*key))
-                    .cloned()
-                    .collect();
+                let missing = missing(&self.events, &self.listed[2]);
                 for key in missing {
                     self.remove_event(&key);
                 }
             }
         }
         Vec::new()
+    }
+
+    /// Whether an event is about a Job of ours or a pod of one; in a busy namespace most are not.
+    fn concerns_us(&self, event: &EventView) -> bool {
+        let job = match event.object.rsplit_once('-') {
+            Some((job, _)) if !event.of_job => job,
+            _ => &event.object,
+        };
+        self.jobs.contains_key(job) || self.pods.contains_key(&event.object)
     }
 
     fn remove_event(&mut self, key: &str) {
@@ -324,4 +329,10 @@ impl Index {
             findings,
         })
     }
+}
+
+/// The names of what is known but was not listed.
+fn missing<V>(known: &HashMap<String, V>, listed: &HashSet<String>) -> Vec<String> {
+    let names = known.keys().filter(|name| !listed.contains(*name));
+    names.cloned().collect()
 }
