@@ -1,8 +1,25 @@
-//! Job templates from files.
+//! Job templates from files and other places.
 //!
+//! - [`templates`]: [`Templates`], all places together; what most callers want.
+//! - [`settings`]: [`TemplateSettings`], what the owner of an agent decides about templates.
+//! - [`scheme`]: a [`Scheme`], the kinds of places, as allow lists name them.
 //! - [`file`]: [`FileTemplates`], templates on this machine.
+//!
+//! Each place remembers what it read: a template is fetched once and after that only asked about,
+//! at most once a second, once for all who wait. A place that is down is bridged by the last copy
+//! for some minutes; one that denies a template, or has it no more, is not.
 #![warn(missing_docs)]
 
+mod cache;
 pub mod file;
+mod place;
+pub mod scheme;
+pub mod settings;
+mod shown;
+pub mod templates;
 
 pub use file::FileTemplates;
+pub use place::LARGEST;
+pub use scheme::{Scheme, UnknownScheme};
+pub use settings::TemplateSettings;
+pub use templates::Templates;
