@@ -4,6 +4,7 @@
 //! - [`settings`]: [`TemplateSettings`], what the owner of an agent decides about templates.
 //! - [`scheme`]: a [`Scheme`], the kinds of places, as allow lists name them.
 //! - [`file`]: [`FileTemplates`], templates on this machine.
+//! - `http`: `HttpTemplates`, templates from web servers; feature `http`.
 //!
 //! Each place remembers what it read: a template is fetched once and after that only asked about,
 //! at most once a second, once for all who wait. A place that is down is bridged by the last copy
@@ -12,13 +13,19 @@
 
 mod cache;
 pub mod file;
+#[cfg(feature = "http")]
+pub mod http;
 mod place;
+#[cfg(feature = "http")]
+mod remote;
 pub mod scheme;
 pub mod settings;
 mod shown;
 pub mod templates;
 
 pub use file::FileTemplates;
+#[cfg(feature = "http")]
+pub use http::HttpTemplates;
 pub use place::LARGEST;
 pub use scheme::{Scheme, UnknownScheme};
 pub use settings::TemplateSettings;

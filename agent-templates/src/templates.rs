@@ -6,6 +6,8 @@ use agent_core::{
     Error, Result, Template, TemplateLocation, TemplateOrigin, TemplateStore, async_trait,
 };
 
+#[cfg(feature = "http")]
+use crate::HttpTemplates;
 use crate::place::unsupported;
 use crate::shown::shown;
 use crate::{FileTemplates, Scheme, TemplateSettings};
@@ -15,6 +17,8 @@ use crate::{FileTemplates, Scheme, TemplateSettings};
 pub struct Templates {
     settings: TemplateSettings,
     file: FileTemplates,
+    #[cfg(feature = "http")]
+    http: HttpTemplates,
 }
 
 impl Templates {
@@ -23,6 +27,8 @@ impl Templates {
     pub fn new(settings: TemplateSettings) -> Self {
         Self {
             file: FileTemplates::with_settings(&settings),
+            #[cfg(feature = "http")]
+            http: HttpTemplates::new(&settings),
             settings,
         }
     }
@@ -62,6 +68,8 @@ impl TemplateStore for Templates {
         self.check(scheme, location, origin)?;
         match scheme {
             Scheme::File | Scheme::Local | Scheme::Agent => self.file.load(location, origin).await,
+            #[cfg(feature = "http")]
+            Scheme::Http | Scheme::Https => self.http.load(location, origin).await,
             #[allow(unreachable_patterns, reason = "depends on the features")]
             scheme => Err(Error::permanent(format!(
                 "the job template {} cannot be read: this agent is built without support for {scheme}",
