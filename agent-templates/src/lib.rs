@@ -5,6 +5,7 @@
 //! - [`scheme`]: a [`Scheme`], the kinds of places, as allow lists name them.
 //! - [`file`]: [`FileTemplates`], templates on this machine.
 //! - `http`: `HttpTemplates`, templates from web servers; feature `http`.
+//! - `s3`: `S3Templates`, templates from S3; feature `s3`.
 //!
 //! Each place remembers what it read: a template is fetched once and after that only asked about,
 //! at most once a second, once for all who wait. A place that is down is bridged by the last copy
@@ -16,8 +17,10 @@ pub mod file;
 #[cfg(feature = "http")]
 pub mod http;
 mod place;
-#[cfg(feature = "http")]
+#[cfg(any(feature = "http", feature = "s3"))]
 mod remote;
+#[cfg(feature = "s3")]
+pub mod s3;
 pub mod scheme;
 pub mod settings;
 mod shown;
@@ -27,6 +30,8 @@ pub use file::FileTemplates;
 #[cfg(feature = "http")]
 pub use http::HttpTemplates;
 pub use place::LARGEST;
+#[cfg(feature = "s3")]
+pub use s3::S3Templates;
 pub use scheme::{Scheme, UnknownScheme};
 pub use settings::TemplateSettings;
 pub use templates::Templates;

@@ -8,6 +8,8 @@ use agent_core::{
 
 #[cfg(feature = "http")]
 use crate::HttpTemplates;
+#[cfg(feature = "s3")]
+use crate::S3Templates;
 use crate::place::unsupported;
 use crate::shown::shown;
 use crate::{FileTemplates, Scheme, TemplateSettings};
@@ -19,6 +21,8 @@ pub struct Templates {
     file: FileTemplates,
     #[cfg(feature = "http")]
     http: HttpTemplates,
+    #[cfg(feature = "s3")]
+    s3: S3Templates,
 }
 
 impl Templates {
@@ -29,8 +33,17 @@ impl Templates {
             file: FileTemplates::with_settings(&settings),
             #[cfg(feature = "http")]
             http: HttpTemplates::new(&settings),
+            #[cfg(feature = "s3")]
+            s3: S3Templates::new(&settings),
             settings,
         }
+    }
+
+    /// Reads `s3:` with these instead.
+    #[cfg(feature = "s3")]
+    #[must_use]
+    pub fn with_s3(self, s3: S3Templates) -> Self {
+        Self { s3, ..self }
     }
 
     fn check(&self, scheme: Scheme, location: &str, origin: TemplateOrigin) -> Result<()> {
@@ -70,6 +83,8 @@ impl TemplateStore for Templates {
             Scheme::File | Scheme::Local | Scheme::Agent => self.file.load(location, origin).await,
             #[cfg(feature = "http")]
             Scheme::Http | Scheme::Https => self.http.load(location, origin).await,
+            #[cfg(feature = "s3")]
+            Scheme::S3 => self.s3.load(location, origin).await,
             #[allow(unreachable_patterns, reason = "depends on the features")]
             scheme => Err(Error::permanent(format!(
                 "the job template {} cannot be read: this agent is built without support for {scheme}",
