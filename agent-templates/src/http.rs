@@ -14,7 +14,7 @@ use reqwest::{Client, Response, StatusCode, Url, redirect};
 
 use crate::cache::Cached;
 use crate::place::{Fetched, Place, unsupported};
-use crate::remote::{Gathered, causes, chain};
+use crate::remote::{Gathered, causes, chain, check_provider};
 use crate::shown::shown;
 use crate::{Scheme, TemplateSettings};
 use guard::{Guard, Refused, check_redirect};
@@ -135,9 +135,7 @@ impl Web {
     }
 
     fn build(&self) -> Result<Client, String> {
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
-            return Err("no crypto provider is installed; call rustls' CryptoProvider::install_default first".to_owned());
-        }
+        check_provider()?;
         let (schemes, guard) = (self.schemes.clone(), self.guard.clone());
         let follow = redirect::Policy::custom(move |attempt| {
             if attempt.previous().len() > MOST_REDIRECTS {

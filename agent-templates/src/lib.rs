@@ -6,6 +6,7 @@
 //! - [`file`]: [`FileTemplates`], templates on this machine.
 //! - `http`: `HttpTemplates`, templates from web servers; feature `http`.
 //! - `s3`: `S3Templates`, templates from S3; feature `s3`.
+//! - `gcs`: `GcsTemplates`, templates from Google Cloud Storage; feature `gcs`.
 //!
 //! Each place remembers what it read: a template is fetched once and after that only asked about,
 //! at most once a second, once for all who wait. A place that is down is bridged by the last copy
@@ -14,10 +15,12 @@
 
 mod cache;
 pub mod file;
+#[cfg(feature = "gcs")]
+pub mod gcs;
 #[cfg(feature = "http")]
 pub mod http;
 mod place;
-#[cfg(any(feature = "http", feature = "s3"))]
+#[cfg(any(feature = "gcs", feature = "http", feature = "s3"))]
 mod remote;
 #[cfg(feature = "s3")]
 pub mod s3;
@@ -27,6 +30,8 @@ mod shown;
 pub mod templates;
 
 pub use file::FileTemplates;
+#[cfg(feature = "gcs")]
+pub use gcs::GcsTemplates;
 #[cfg(feature = "http")]
 pub use http::HttpTemplates;
 pub use place::LARGEST;

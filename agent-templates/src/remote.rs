@@ -53,6 +53,21 @@ pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
     printable(&text)
 }
 
+/// Whether TLS can be spoken.
+///
+/// # Errors
+/// What to do about it.
+#[cfg(any(feature = "gcs", feature = "http"))]
+pub(crate) fn check_provider() -> Result<(), String> {
+    match rustls::crypto::CryptoProvider::get_default() {
+        Some(_) => Ok(()),
+        None => Err(
+            "no crypto provider is installed; call rustls' CryptoProvider::install_default first"
+                .to_owned(),
+        ),
+    }
+}
+
 /// An error, its cause, the cause of that, and so on.
 pub(crate) fn causes<'a>(
     error: &'a (dyn StdError + 'static),

@@ -6,6 +6,8 @@ use agent_core::{
     Error, Result, Template, TemplateLocation, TemplateOrigin, TemplateStore, async_trait,
 };
 
+#[cfg(feature = "gcs")]
+use crate::GcsTemplates;
 #[cfg(feature = "http")]
 use crate::HttpTemplates;
 #[cfg(feature = "s3")]
@@ -23,6 +25,8 @@ pub struct Templates {
     http: HttpTemplates,
     #[cfg(feature = "s3")]
     s3: S3Templates,
+    #[cfg(feature = "gcs")]
+    gcs: GcsTemplates,
 }
 
 impl Templates {
@@ -35,6 +39,8 @@ impl Templates {
             http: HttpTemplates::new(&settings),
             #[cfg(feature = "s3")]
             s3: S3Templates::new(&settings),
+            #[cfg(feature = "gcs")]
+            gcs: GcsTemplates::new(&settings),
             settings,
         }
     }
@@ -44,6 +50,13 @@ impl Templates {
     #[must_use]
     pub fn with_s3(self, s3: S3Templates) -> Self {
         Self { s3, ..self }
+    }
+
+    /// Reads `gs:` and `gcs:` with these instead.
+    #[cfg(feature = "gcs")]
+    #[must_use]
+    pub fn with_gcs(self, gcs: GcsTemplates) -> Self {
+        Self { gcs, ..self }
     }
 
     fn check(&self, scheme: Scheme, location: &str, origin: TemplateOrigin) -> Result<()> {
@@ -85,6 +98,8 @@ impl TemplateStore for Templates {
             Scheme::Http | Scheme::Https => self.http.load(location, origin).await,
             #[cfg(feature = "s3")]
             Scheme::S3 => self.s3.load(location, origin).await,
+            #[cfg(feature = "gcs")]
+            Scheme::Gcs => self.gcs.load(location, origin).await,
             #[allow(unreachable_patterns, reason = "depends on the features")]
             scheme => Err(Error::permanent(format!(
                 "the job template {} cannot be read: this agent is built without support for {scheme}",
