@@ -1,7 +1,9 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use agent_templates::Scheme;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 /// Deploys Prefect 1 flow runs as Kubernetes Jobs.
@@ -146,6 +148,31 @@ pub struct StartArgs {
     /// Where the job template is: a path or an address
     #[arg(long, value_name = "PATH", help_heading = "Jobs")]
     pub job_template: Option<String>,
+    /// Schemes that the agent's job template may have [default: all]
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        help_heading = "Templates"
+    )]
+    pub allow_template_scheme: Vec<Scheme>,
+    /// Schemes that templates named by flows may have [default: s3,gs,gcs,agent,http,https]
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        help_heading = "Templates"
+    )]
+    pub allow_flow_template_scheme: Vec<Scheme>,
+    /// The only directory whose files flows may name as templates
+    #[arg(long, value_name = "DIR", help_heading = "Templates")]
+    pub flow_template_dir: Option<PathBuf>,
+    /// Flows may name HTTP templates on loopback and link-local addresses too
+    #[arg(long, help_heading = "Templates")]
+    pub allow_private_flow_templates: bool,
+    /// How long the last copy of a template serves while its store is down
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration, help_heading = "Templates")]
+    pub template_stale_ok: Duration,
     /// The service account of the Jobs' pods [env: SERVICE_ACCOUNT_NAME]
     #[arg(long, value_name = "NAME", help_heading = "Jobs")]
     pub service_account_name: Option<String>,

@@ -26,21 +26,27 @@ fn run(cli: Cli) -> Result<()> {
         Command::Start(args) => {
             let settings = resolve(&args)?;
             logging::start(settings.log_level, settings.log_format);
-            rustls::crypto::aws_lc_rs::default_provider()
-                .install_default()
-                .map_err(|_| anyhow!("a crypto provider was installed before"))?;
+            crypto()?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
                 .build()?;
-            runtime.block_on(start::run(settings, &cwd))
+            runtime.block_on(start::run(settings))
         }
         Command::Render(args) => {
             logging::warnings();
+            crypto()?;
             render::run(&args, resolve(&args.start)?, &cwd)
         }
         Command::Config(args) => show::run(&resolve(&args.start)?, args.output),
     }
+}
+
+/// The one crypto provider of all TLS.
+fn crypto() -> Result<()> {
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("a crypto provider was installed before"))
 }
 
 /// The process environment; what is not text cannot be a setting.

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agent_api_client::{Backend, FlowRunRow};
+use agent_core::TemplateLocation;
 use agent_k8s::{Manifests, manifest, yaml};
-use agent_templates::FileTemplates;
+use agent_templates::{Scheme, Templates};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
@@ -17,9 +18,10 @@ use crate::settings::Settings;
 ///
 /// # Errors
 /// What the flow run would be failed with, or what is wrong with the input.
-pub fn run(args: &RenderArgs, settings: Settings, cwd: &Path) -> Result<()> {
+pub fn run(args: &RenderArgs, mut settings: Settings, cwd: &Path) -> Result<()> {
     let row = input(args, cwd)?;
-    let manifest = build(settings, row, args.api_tenant.as_deref(), cwd)?;
+    allow_own_files(args, &mut settings, &row);
+    let manifest = build(settings, row, args.api_tenant.as_deref())?;
     if let Err(what) = manifest::check(&manifest) {
         eprintln!("warning: Kubernetes will refuse this Job: {what}");
     }
@@ -32,19 +34,31 @@ pub fn run(args: &RenderArgs, settings: Settings, cwd: &Path) -> Result<()> {
         .context("cannot write the manifest")
 }
 
+/// Whoever renders names the files of this machine himself; `start` lets no flow do that unless it
+/// was allowed.
+fn allow_own_files(args: &RenderArgs, settings: &mut Settings, row: &FlowRunRow) {
+    let start = &args.start;
+    if !start.allow_flow_template_scheme.is_empty() || start.flow_template_dir.is_some() {
+        return;
+    }
+    let path = row.run_config["job_template_path"].as_str();
+    if path.is_some_and(|path| TemplateLocation::parse(path).is_local()) {
+        eprintln!(
+            "warning: `start` refuses this template, since flows may not name its files; allow it with --flow-template-dir or --allow-flow-template-scheme"
+        );
+    }
+    let files = [Scheme::File, Scheme::Local];
+    settings.templates.flow_schemes.extend(files);
+}
+
 /// Builds the manifest of a flow run as `start` would.
 ///
 /// # Errors
 /// What the flow run would be failed with; that the tenant is not known.
-pub fn build(
-    settings: Settings,
-    row: FlowRunRow,
-    api_tenant: Option<&str>,
-    cwd: &Path,
-) -> Result<Value> {
+pub fn build(settings: Settings, row: FlowRunRow, api_tenant: Option<&str>) -> Result<Value> {
     let mut manifest_settings = settings.manifest.clone();
     manifest_settings.tenant_id = tenant(&settings, api_tenant)?;
-    let store = FileTemplates::new(cwd);
+    let store = Templates::new(settings.templates);
     let manifests = Manifests::new(manifest_settings, Arc::new(store));
     let run = row.into_flow_run();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agent_api_client::{ApiSettings, Backend};
 use agent_k8s::{Graces, JobPatch, KeySecret, ManifestSettings, yaml};
+use agent_templates::{Scheme, TemplateSettings};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use secrecy::SecretString;
 use serde_json::Value;
@@ -36,6 +37,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// What goes into every Job; the tenant is filled in when it is known.
     pub manifest: ManifestSettings,
+    /// Where templates may be read from.
+    pub templates: TemplateSettings,
     /// The namespace of the Jobs.
     pub namespace: String,
     /// Finished Jobs are deleted.
@@ -180,6 +183,7 @@ impl Settings {
             agent_config_id: agent_config_id.map(|(id, _)| id),
             request_timeout,
             manifest,
+            templates: templates(args, cwd),
             namespace,
             delete_finished_jobs,
             keep_jobs: (args.keep_succeeded_jobs, args.keep_failed_jobs),
@@ -369,6 +373,25 @@ fn manifest(from: &mut Sources<'_>, args: &StartArgs, cwd: &Path) -> Result<Mani
         patch: patch(from, args, cwd)?,
         ..ManifestSettings::default()
     })
+}
+
+fn templates(args: &StartArgs, cwd: &Path) -> TemplateSettings {
+    let schemes = |given: &[Scheme], default| {
+        if given.is_empty() {
+            default
+        } else {
+            given.iter().copied().collect()
+        }
+    };
+    TemplateSettings {
+        base: cwd.to_owned(),
+        agent_schemes: schemes(&args.allow_template_scheme, Scheme::all()),
+        flow_schemes: schemes(&args.allow_flow_template_scheme, Scheme::for_flows()),
+        flow_dir: args.flow_template_dir.as_ref().map(|dir| cwd.join(dir)),
+        flow_private_http: args.allow_private_flow_templates,
+        stale_ok: args.template_stale_ok,
+        ..TemplateSettings::default()
+    }
 }
 
 fn service_account(from: &mut Sources<'_>, args: &StartArgs) -> Option<String> {

@@ -1,12 +1,11 @@
 //! `agent-cli start`: connects both sides, says what it will do, and runs the agent.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use agent_api_client::PrefectApi;
 use agent_core::{Agent, FlowRunSource};
 use agent_k8s::{KubernetesBackend, Manifests};
-use agent_templates::FileTemplates;
+use agent_templates::Templates;
 use anyhow::{Context, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,7 +16,7 @@ use crate::settings::Settings;
 ///
 /// # Errors
 /// One sentence when the cluster or the API cannot be used, before anything is deployed.
-pub async fn run(mut settings: Settings, cwd: &Path) -> Result<()> {
+pub async fn run(mut settings: Settings) -> Result<()> {
     let shutdown = signals()?;
     let cluster = agent_k8s::connect().await.map_err(|error| anyhow!(error))?;
     let api = PrefectApi::new(settings.api()?).map_err(|error| anyhow!(error))?;
@@ -38,7 +37,10 @@ pub async fn run(mut settings: Settings, cwd: &Path) -> Result<()> {
     let backend = KubernetesBackend::new(
         cluster.client,
         &settings.namespace,
-        Manifests::new(settings.manifest, Arc::new(FileTemplates::new(cwd))),
+        Manifests::new(
+            settings.manifest,
+            Arc::new(Templates::new(settings.templates)),
+        ),
     )
     .with_graces(settings.graces);
     let agent = Agent::builder(api, Arc::new(backend))

@@ -189,3 +189,33 @@ fn a_wrong_setting_is_named_by_every_command() {
         );
     }
 }
+
+#[test]
+fn a_flow_may_not_name_the_agents_files_unless_allowed() {
+    let run_config = "type: KubernetesRun\njob_template_path: job.yaml\n";
+    let template = "spec: {template: {spec: {containers: [{name: mine}]}}}\n";
+    let dir = dir(&[
+        ("rc.yaml", run_config),
+        ("job.yaml", template),
+        ("flows/job.yaml", template),
+    ]);
+    let args = ["render", "--run-config", "rc.yaml"];
+    let own = run(dir.path(), &[], &args);
+    assert!(own.status.success(), "{}", text(&own.stderr));
+    assert!(text(&own.stderr).contains("warning: `start` refuses this template"));
+    let refused = ["--allow-flow-template-scheme", "s3,agent"];
+    let refused = run(dir.path(), &[], &[&args[..], &refused].concat());
+    let message = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        message.contains("--allow-flow-template-scheme"),
+        "{message}"
+    );
+    let within = ["--flow-template-dir", "flows"];
+    let within = run(dir.path(), &[], &[&args[..], &within].concat());
+    assert!(within.status.success(), "{}", text(&within.stderr));
+    assert!(text(&within.stdout).contains("name: mine"));
+    let wrong = ["--allow-template-scheme", "ftp"];
+    let wrong = run(dir.path(), &[], &[&args[..], &wrong].concat());
+    assert_eq!(wrong.status.code(), Some(2), "{}", text(&wrong.stderr));
+}

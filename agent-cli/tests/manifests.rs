@@ -73,7 +73,9 @@ impl Case {
         }
         let shown = workdir.display().to_string();
         let args = self.args.iter().map(|arg| arg.replace("<workdir>", &shown));
-        let line = ["agent-cli".to_owned(), "start".to_owned()];
+        // What the owner of an agent has to allow to flows now; see docs/differences.md.
+        let allowed = "--allow-flow-template-scheme=file,local,agent";
+        let line = ["agent-cli", "start", allowed].map(str::to_owned);
         let Command::Start(args) = Cli::try_parse_from(line.into_iter().chain(args))?.command
         else {
             anyhow::bail!("not start");
@@ -82,7 +84,7 @@ impl Case {
         let row = self.flow_run.to_string().replace("<workdir>", &shown);
         let row = serde_json::from_str(&row)?;
         let row = FlowRunRow::from_json(&row).map_err(anyhow::Error::msg)?;
-        render::build(settings, row, self.tenant_id.as_deref(), workdir)
+        render::build(settings, row, self.tenant_id.as_deref())
     }
 
     /// What is wrong with an outcome, if anything is.

@@ -156,8 +156,16 @@ async fn a_run_that_cannot_be_deployed_fails_with_the_reason_in_its_log() {
             "spec": {"template": {"spec": {"containers": [{"name": "flow"}]}}},
         }}),
     ));
+    let secret = world.prefect.seed(
+        FlowRunSeed::new()
+            .run_config(json!({"type": "KubernetesRun", "job_template_path": "/etc/passwd"})),
+    );
     let agent = world.start(&[]);
-    for (run, part) in [(wrong, "DockerRun"), (refused, "Not_A_Name")] {
+    for (run, part) in [
+        (wrong, "DockerRun"),
+        (refused, "Not_A_Name"),
+        (secret, "--allow-flow-template-scheme"),
+    ] {
         world.fails(run, &agent).await;
         let run = world.prefect.run(run).expect("seeded");
         assert!(run.message().contains(part), "{}", run.message());
