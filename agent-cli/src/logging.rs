@@ -19,7 +19,8 @@ pub fn start(level: Level, format: LogFormat) {
         "agent_k8s",
         "agent_templates",
     ];
-    let mut directives = others.to_owned();
+    // What the AWS SDK warns of is in our own errors, in words.
+    let mut directives = format!("{others},aws_config=error");
     for name in crates {
         directives.push_str(&format!(",{name}={ours}"));
     }
@@ -38,7 +39,7 @@ pub fn start(level: Level, format: LogFormat) {
 /// Starts logging of nothing but warnings, to standard error: standard output is for the result.
 pub fn warnings() {
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new("warn"))
+        .with_env_filter(EnvFilter::new("warn,aws_config=error"))
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)

@@ -318,3 +318,15 @@ async fn a_storm_under_faults_and_cut_watches_ends_every_run_and_tells_each_once
         assert!(message.starts_with("Kubernetes Error: "), "{message}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_due_yet_does_not_hold_up_the_end() {
+    let (world, run) = world(Course::unschedulable("0/3 nodes: no cpu")).await;
+    let agent = world.start(&["--pending-timeout", "1h"]);
+    told(&world, run, "WARNING").await;
+    let asked = std::time::Instant::now();
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    let (code, output) = agent.ended().await;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(asked.elapsed() < Duration::from_secs(3), "{output}");
+}

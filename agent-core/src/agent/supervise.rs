@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::backoff::Backoff;
@@ -50,6 +51,9 @@ struct Supervisor {
     shared: Arc<Shared>,
     jobs: Mutex<HashMap<String, Job>>,
     ended: mpsc::UnboundedSender<Ended>,
+    /// Cancelled when the supervision ends: nothing that waits outlives it, and nothing of it
+    /// keeps the log open.
+    stop: CancellationToken,
 }
 
 /// Follows the backend's observations for as long as the agent runs.
@@ -59,7 +63,9 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
         shared: shared.clone(),
         jobs: Mutex::default(),
         ended,
+        stop: CancellationToken::new(),
     });
+    let _stop = supervisor.stop.clone().drop_guard();
     let follow = async {
         loop {
             let observations = shared.backend.observations();
@@ -157,8 +163,8 @@ impl Supervisor {
             let _ = self.ended.send(ended);
             return;
         }
-        let (supervisor, cancelled) = (self.clone(), self.shared.ended.clone());
-        tokio::spawn(cancelled.run_until_cancelled_owned(async move {
+        let (supervisor, stop) = (self.clone(), self.stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
             tokio::time::sleep(pause).await;
             let _ = supervisor.ended.send(ended);
         }));
@@ -185,8 +191,8 @@ impl Supervisor {
     fn look_again(self: &Arc<Self>, job: &str, due: Timestamp, now: Timestamp) {
         let pause = Duration::try_from(due.duration_since(now)).unwrap_or_default();
         let (supervisor, name) = (self.clone(), job.to_owned());
-        let ended = self.shared.ended.clone();
-        tokio::spawn(ended.run_until_cancelled_owned(async move {
+        let stop = self.stop.clone();
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
             tokio::time::sleep(pause).await;
             let job = supervisor.jobs().get(&name).cloned();
             if let Some(job) = job {

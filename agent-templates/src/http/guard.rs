@@ -34,7 +34,7 @@ impl fmt::Display for Refused {
         match self {
             Self::Private { host, kind } => write!(
                 f,
-                "flows may not read from {host}, which is {kind}, unless the agent's owner allows such addresses"
+                "flows may not read from {host}, which is {kind}, unless the agent's owner allows it with --allow-private-flow-templates"
             ),
             Self::Scheme(scheme) => {
                 write!(f, "it redirects to a scheme that is not allowed, {scheme}")
