@@ -1,0 +1,59 @@
+//! The places on the network, against real servers. Where those cannot be installed the tests that
+//! need them are skipped, and say so; in CI they fail then.
+
+mod bench;
+mod contract;
+mod proxy;
+mod python;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use bench::Kind;
+
+fn main() -> ExitCode {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for kind in Kind::ALL {
+        for (name, test) in contract::TESTS {
+            let name = format!("{}::{name}", kind.name());
+            trials.push(trial(name, move || test(kind)));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    bench::stop();
+    conclusion.exit_code()
+}
+
+/// A test that needs the servers.
+fn trial<F: Future<Output = ()>>(
+    name: impl Into<String>,
+    test: impl FnOnce() -> F + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        if let Err(why) = python::environment() {
+            return without(&why);
+        }
+        run(test());
+        Ok(Completion::Completed)
+    })
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(test);
+}
+
+fn without(why: &str) -> Result<Completion, Failed> {
+    let why = format!("SKIPPED, for there are no servers to test against: {why}");
+    if std::env::var_os("CI").is_some() {
+        return Err(why.into());
+    }
+    Ok(Completion::ignored_with(why))
+}
