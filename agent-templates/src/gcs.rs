@@ -9,6 +9,7 @@ use agent_core::{
 use google_cloud_auth::credentials::{self, anonymous};
 use google_cloud_gax::exponential_backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use google_cloud_gax::retry_policy::RetryPolicyExt;
+use google_cloud_gax::retry_throttler::CircuitBreaker;
 use google_cloud_storage::builder::storage::ReadObject;
 use google_cloud_storage::client::Storage;
 use google_cloud_storage::model_ext::ReadRange;
@@ -150,8 +151,15 @@ fn read(client: &Storage, object: Object<'_>) -> ReadObject {
     client
         .read_object(format!("projects/_/buckets/{}", object.bucket), object.name)
         .with_retry_policy(RetryableErrors.with_attempt_limit(ATTEMPTS))
+        .with_retry_throttler(unthrottled())
         .with_backoff_policy(pauses())
         .with_read_resume_policy(NeverResume)
+}
+
+/// Leaves every request its attempts: the usual throttle counts none while it holds one back, and
+/// so waits for as long as a server has trouble.
+fn unthrottled() -> CircuitBreaker {
+    CircuitBreaker::clamp(1, 0, 0)
 }
 
 fn pauses() -> ExponentialBackoff {

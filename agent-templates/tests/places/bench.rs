@@ -105,6 +105,14 @@ impl Bench {
 
     /// With a template on a server that the test has for itself.
     pub(crate) async fn on(kind: Kind, server: SocketAddr, settings: &TemplateSettings) -> Self {
+        let bench = Self::bare(kind, server, settings).await;
+        bench.make_bucket().await;
+        bench.put(JOB).await;
+        bench
+    }
+
+    /// Without a template.
+    pub(crate) async fn bare(kind: Kind, server: SocketAddr, settings: &TemplateSettings) -> Self {
         static BUCKETS: Mutex<usize> = Mutex::new(0);
         let bucket = {
             let mut count = BUCKETS.lock().expect("unpoisoned");
@@ -127,17 +135,14 @@ impl Bench {
                 format!("gs://{bucket}/{NAME}"),
             ),
         };
-        let bench = Self {
+        Self {
             kind,
             proxy,
             store,
             location,
             server,
             bucket,
-        };
-        bench.make_bucket().await;
-        bench.put(JOB).await;
-        bench
+        }
     }
 
     pub(crate) async fn load(&self) -> Result<Arc<Template>> {

@@ -1,7 +1,5 @@
 //! What every place on the network must do, shown for each kind against its server.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +10,7 @@ use crate::bench::{Bench, JOB, Kind, impatient};
 use crate::proxy::{Fault, Seen};
 use crate::python::Server;
 
-pub(crate) type Test = fn(Kind) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-
-macro_rules! tests {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const TESTS: &[(&str, Test)] = &[$((stringify!($name), |kind| Box::pin($name(kind)))),*];
-    };
-}
-
-tests![
+tests![of each kind:
     reads_a_template,
     names_what_is_missing,
     says_when_it_is_denied,

@@ -1,10 +1,26 @@
 //! The places on the network, against real servers. Where those cannot be installed the tests that
 //! need them are skipped, and say so; in CI they fail then.
 
+/// A list of tests, each an asynchronous function; or of those that take a kind of place.
+macro_rules! tests {
+    (of each kind: $($name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[(&str, fn(Kind) -> futures::future::BoxFuture<'static, ()>)] =
+            &[$((stringify!($name), |kind| Box::pin($name(kind)))),*];
+    };
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[(&str, fn() -> futures::future::BoxFuture<'static, ()>)] =
+            &[$((stringify!($name), || Box::pin($name()))),*];
+    };
+}
+
 mod bench;
+mod child;
 mod contract;
+mod gcs;
+mod http;
 mod proxy;
 mod python;
+mod s3;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -15,12 +31,25 @@ use bench::Kind;
 
 fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    if let Some(code) = child::main() {
+        return code;
+    }
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     for kind in Kind::ALL {
         for (name, test) in contract::TESTS {
             let name = format!("{}::{name}", kind.name());
             trials.push(trial(name, move || test(kind)));
+        }
+    }
+    let special = [
+        (Kind::Gcs, gcs::TESTS),
+        (Kind::Http, http::TESTS),
+        (Kind::S3, s3::TESTS),
+    ];
+    for (kind, tests) in special {
+        for (name, test) in tests {
+            trials.push(trial(format!("{}::{name}", kind.name()), test));
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);

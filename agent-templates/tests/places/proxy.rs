@@ -75,14 +75,19 @@ impl Proxy {
         if *fault.borrow() == Fault::Closed {
             return;
         }
+        let (from_client, to_client) = client.into_split();
+        let to_client = Arc::new(tokio::sync::Mutex::new(to_client));
+        let answers_itself = matches!(*fault.borrow(), Fault::Answer(_));
+        if answers_itself {
+            // There may be no server.
+            return self.requests(from_client, None, to_client).await;
+        }
         let Ok(server) = TcpStream::connect(server).await else {
             return;
         };
-        let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let to_client = Arc::new(tokio::sync::Mutex::new(to_client));
         tokio::select! {
-            () = self.requests(from_client, to_server, to_client.clone()) => {}
+            () = self.requests(from_client, Some(to_server), to_client.clone()) => {}
             () = self.answers(from_server, to_client) => {}
             _ = fault.wait_for(|fault| *fault == Fault::Closed) => {}
         }
@@ -91,7 +96,7 @@ impl Proxy {
     async fn requests(
         &self,
         mut from: OwnedReadHalf,
-        mut to: OwnedWriteHalf,
+        mut to: Option<OwnedWriteHalf>,
         back: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     ) {
         let mut buffer = vec![0; 1 << 16];
@@ -103,10 +108,10 @@ impl Proxy {
                 seen.requests.push(line.to_owned());
             }
             let fault = self.fault.borrow().clone();
-            let sent = match fault {
-                Fault::Silent => Ok(()),
-                Fault::Answer(answer) => back.lock().await.write_all(answer.as_bytes()).await,
-                _ => to.write_all(&buffer[..size]).await,
+            let sent = match (fault, &mut to) {
+                (Fault::Answer(answer), _) => back.lock().await.write_all(answer.as_bytes()).await,
+                (Fault::Silent, _) | (_, None) => Ok(()),
+                (_, Some(to)) => to.write_all(&buffer[..size]).await,
             };
             if sent.is_err() {
                 return;

@@ -49,14 +49,27 @@ fn make() -> Result<PathBuf, String> {
     Ok(venv)
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+/// A private key of nobody, as PEM.
+pub(crate) fn private_key() -> String {
+    const MAKE: &str = "
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import *
+key = rsa.generate_private_key(65537, 2048)
+print(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())
+";
+    let venv = environment().expect("an environment");
+    let made = run(Command::new(venv.join("bin/python")).args(["-c", MAKE]));
+    made.expect("a key")
+}
+
+fn run(command: &mut Command) -> Result<String, String> {
     let shown = format!("{command:?}");
     let output = command
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("cannot run {shown}: {error}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let last = said.lines().last().unwrap_or_default();
