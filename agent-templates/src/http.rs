@@ -36,6 +36,19 @@ impl HttpTemplates {
         Self::guarded(settings, guard)
     }
 
+    /// Flows reach nothing that has a name.
+    #[cfg(test)]
+    pub(crate) fn without_names(settings: &TemplateSettings) -> Self {
+        let lookup = |_| -> futures::future::BoxFuture<'static, std::io::Result<_>> {
+            Box::pin(async { Err(std::io::Error::other("no such name")) })
+        };
+        let guard = Guard {
+            judge: |_| Some("out of reach"),
+            lookup: Arc::new(lookup),
+        };
+        Self::guarded(settings, Some(guard))
+    }
+
     fn guarded(settings: &TemplateSettings, guard: Option<Guard>) -> Self {
         let web = |schemes: &BTreeSet<Scheme>, guard| Web {
             schemes: schemes.clone(),

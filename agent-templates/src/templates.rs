@@ -108,3 +108,6 @@ impl TemplateStore for Templates {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,15 +113,16 @@ async fn principal(sts: &aws_sdk_sts::Client) -> String {
 
 fn no_credentials(cannot: &str, error: &CredentialsError) -> Error {
     let why = chain(error);
-    match error {
-        CredentialsError::CredentialsNotLoaded(_) => Error::permanent(format!(
-            "{cannot}: no AWS credentials found; tried the environment (AWS_ACCESS_KEY_ID), the profile (AWS_PROFILE, ~/.aws), the web identity (AWS_WEB_IDENTITY_TOKEN_FILE), the container (EKS Pod Identity, ECS) and the machine's metadata service: {why}"
+    let refused = sts_refusal(error);
+    match (error, refused) {
+        (CredentialsError::CredentialsNotLoaded(_), _) => Error::permanent(format!(
+            "{cannot}: no AWS credentials found; tried the environment (AWS_ACCESS_KEY_ID), the profile (AWS_PROFILE, ~/.aws), the web identity (AWS_WEB_IDENTITY_TOKEN_FILE), the container (EKS Pod Identity, ECS) and the machine's metadata service"
         )),
-        CredentialsError::InvalidConfiguration(_) => Error::permanent(format!(
+        (CredentialsError::InvalidConfiguration(_), _) => Error::permanent(format!(
             "{cannot}: the settings for AWS credentials are not valid: {why}"
         )),
-        _ if sts_refused(error) => Error::permanent(format!(
-            "{cannot}: AWS refuses credentials: {why}; check the role, its trust policy and the service account's annotation"
+        (_, Some(refused)) => Error::permanent(format!(
+            "{cannot}: AWS gives no credentials: {refused}; check the role, its trust policy and the service account's annotation"
         )),
         _ if lacks_file(error) => Error::permanent(format!(
             "{cannot}: a file for AWS credentials cannot be read: {why}; check AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE"
@@ -130,20 +131,20 @@ fn no_credentials(cannot: &str, error: &CredentialsError) -> Error {
     }
 }
 
-/// Whether the token service answered, and not that it may be better later.
-fn sts_refused(error: &CredentialsError) -> bool {
-    let code = causes(error).find_map(|cause| {
+/// What the token service said, unless it may be better later.
+fn sts_refusal(error: &CredentialsError) -> Option<String> {
+    let about = causes(error).find_map(|cause| {
         let web = cause.downcast_ref::<AssumeRoleWithWebIdentityError>();
         let role = cause.downcast_ref::<AssumeRoleError>();
-        web.map(|e| e.code()).or(role.map(|e| e.code()))?
-    });
-    code.is_some_and(|code| {
-        let is_internal = matches!(
-            code,
-            "InternalFailure" | "InternalError" | "ServiceUnavailable"
-        );
-        !is_internal && !is_passing(code, 400)
-    })
+        web.map(|e| e.meta()).or(role.map(|e| e.meta()))
+    })?;
+    let code = about.code()?;
+    let is_internal = matches!(
+        code,
+        "InternalFailure" | "InternalError" | "ServiceUnavailable"
+    );
+    let message = about.message().unwrap_or_default();
+    (!is_internal && !is_passing(code, 400)).then(|| printable(&format!("{code}: {message}")))
 }
 
 fn lacks_file(error: &CredentialsError) -> bool {

@@ -18,6 +18,7 @@ mod child;
 mod contract;
 mod gcs;
 mod http;
+mod measure;
 mod proxy;
 mod python;
 mod s3;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
     for kind in Kind::ALL {
         for (name, test) in contract::TESTS {
             let name = format!("{}::{name}", kind.name());
-            trials.push(trial(name, move || test(kind)));
+            trials.push(trial(kind, name, move || test(kind)));
         }
     }
     let special = [
@@ -49,9 +50,12 @@ fn main() -> ExitCode {
     ];
     for (kind, tests) in special {
         for (name, test) in tests {
-            trials.push(trial(format!("{}::{name}", kind.name()), test));
+            trials.push(trial(kind, format!("{}::{name}", kind.name()), test));
         }
     }
+    let measured = || measure::run();
+    let measure = trial(Kind::Gcs, "measure", measured).with_ignored_flag(true);
+    trials.push(measure);
     let conclusion = libtest_mimic::run(&arguments, trials);
     bench::stop();
     conclusion.exit_code()
@@ -59,11 +63,16 @@ fn main() -> ExitCode {
 
 /// A test that needs the servers.
 fn trial<F: Future<Output = ()>>(
+    kind: Kind,
     name: impl Into<String>,
     test: impl FnOnce() -> F + Send + 'static,
 ) -> Trial {
     Trial::ignorable_test(name, move || {
-        if let Err(why) = python::environment() {
+        let needed = match kind {
+            Kind::Gcs => python::gcs_binary().map(|_| ()),
+            Kind::Http | Kind::S3 => python::environment().map(|_| ()),
+        };
+        if let Err(why) = needed {
             return without(&why);
         }
         run(test());

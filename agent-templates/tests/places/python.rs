@@ -49,6 +49,14 @@ fn make() -> Result<PathBuf, String> {
     Ok(venv)
 }
 
+/// The Google Cloud Storage server, which the wheel does not have for every machine.
+pub(crate) fn gcs_binary() -> Result<PathBuf, String> {
+    const NAME: &str = "fake-gcs-server-linux-amd64";
+    let binary = find(environment()?, NAME);
+    let runs = binary.filter(|_| cfg!(all(target_os = "linux", target_arch = "x86_64")));
+    runs.ok_or_else(|| "fake-gcs-server is not made for this machine".to_owned())
+}
+
 /// A private key of nobody, as PEM.
 pub(crate) fn private_key() -> String {
     const MAKE: &str = "
@@ -98,7 +106,7 @@ impl Server {
     /// Google Cloud Storage, as far as fake-gcs-server plays it.
     pub(crate) fn gcs() -> Self {
         let venv = self::environment().expect("an environment");
-        let binary = find(venv, "fake-gcs-server-linux-amd64").expect("the binary in the wheel");
+        let binary = gcs_binary().expect("a binary");
         Self::start(|port| {
             let mut command = supervised(venv);
             command.arg(&binary);

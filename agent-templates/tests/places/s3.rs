@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::bench::{Bench, JOB, Kind, impatient, serve};
 use crate::child;
+use crate::proxy::Fault;
 use crate::python::Server;
 
 tests![
@@ -18,6 +19,7 @@ tests![
     takes_what_eks_pod_identity_gives,
     takes_the_role_of_the_machine,
     says_where_it_looked_for_credentials,
+    says_so_too_where_the_machine_does_not_answer,
     says_when_the_role_is_refused,
     says_when_the_token_is_missing,
     finds_a_bucket_in_another_region,
@@ -175,6 +177,18 @@ async fn says_where_it_looked_for_credentials() {
         assert!(error.contains(tried), "{tried}: {error}");
     }
     assert!(bench.proxy.take().requests.is_empty());
+}
+
+async fn says_so_too_where_the_machine_does_not_answer() {
+    let (bench, endpoint) = bench().await;
+    bench.proxy.set(Fault::Silent);
+    let environment = [
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.as_str()),
+        ("AWS_ENDPOINT_URL", &endpoint),
+    ];
+    let error = child::read(&bench.location, Agent, &environment).await;
+    let error = error.permanent();
+    assert!(error.contains("no AWS credentials found"), "{error}");
 }
 
 async fn says_when_the_role_is_refused() {
