@@ -1,8 +1,9 @@
 //! The client: who the agent is, and what it asks the API.
 
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use agent_core::{FlowRunId, LogEntry, LogLevel, State};
+use agent_core::{FlowRunId, LogEntry, State};
 use cynic::{MutationBuilder, QueryBuilder};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
@@ -17,6 +18,10 @@ use crate::{state, time};
 /// How long a task run must have been due before its flow run is taken as abandoned: a flow that
 /// is still alive retries by itself within this time.
 const RETRY_BUFFER: SignedDuration = SignedDuration::from_secs(3);
+/// Runs whose logs are asked for in one request.
+const LOGS: usize = 100;
+/// Rows per page, as in the query itself.
+const PAGE: usize = 1000;
 /// Runs per request, where the number is ours to choose.
 pub(crate) const CHUNK: usize = 500;
 
@@ -291,17 +296,11 @@ impl PrefectApi {
 
     /// Appends entries to flow-run logs.
     pub(crate) async fn write_run_logs(&self, entries: &[LogEntry]) -> Result<(), ApiError> {
-        let level = |level| match level {
-            LogLevel::Debug => "DEBUG",
-            LogLevel::Info => "INFO",
-            LogLevel::Warning => "WARNING",
-            LogLevel::Error => "ERROR",
-        };
         let logs = entries.iter().map(|entry| RunLogInput {
             flow_run_id: Some(Uuid(entry.flow_run_id.to_string())),
             name: Some(entry.name.clone()),
             message: Some(entry.message.clone()),
-            level: Some(level(entry.level).to_owned()),
+            level: Some(entry.level.name().to_owned()),
             timestamp: entry.timestamp.map(|at| Time(time::format(at))),
         });
         let input = RunLogsInput {
@@ -309,15 +308,68 @@ impl PrefectApi {
         };
         let mutation = WriteRunLogs::build(RunLogsVariables { input });
         let operation = "write_run_logs";
+        // A lost answer is for the caller to find out about: entries are not to be written twice.
         let answer = self
             .transport
-            .run(operation, mutation, self.settings.retry_for)
+            .run_unless_lost(operation, mutation, self.settings.retry_for)
             .await?;
         match answer.write_run_logs.and_then(|answer| answer.success) {
             Some(true) => Ok(()),
             _ => {
                 let cause = Cause::Refused("Writing logs failed.".to_owned());
                 Err(self.transport.error(operation, cause))
+            }
+        }
+    }
+
+    /// Which of these entries are in the logs of their runs.
+    pub(crate) async fn logged(&self, entries: &[LogEntry]) -> Result<Vec<bool>, ApiError> {
+        let runs: BTreeSet<&str> = entries.iter().map(|one| one.flow_run_id.as_str()).collect();
+        let names: BTreeSet<&str> = entries.iter().map(|one| one.name.as_str()).collect();
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let mut logs: HashMap<String, Vec<Logged>> = HashMap::new();
+        for chunk in runs.into_iter().collect::<Vec<_>>().chunks(LOGS) {
+            let query = LoggedRuns::build(LogsOfRuns {
+                ids: Some(chunk.iter().map(|id| Uuid((*id).to_owned())).collect()),
+                names: Some(names.clone()),
+            });
+            let budget = self.settings.retry_for;
+            let answer = self.transport.run("flow_run", query, budget).await?;
+            let runs = answer.flow_run.into_iter();
+            logs.extend(runs.map(|run| (run.id.0, run.logs)));
+        }
+        let is_there = |entry: &LogEntry| {
+            let mut of_run = logs.get(entry.flow_run_id.as_str()).into_iter().flatten();
+            of_run.any(|logged| {
+                let message = logged.message.as_deref().unwrap_or_default();
+                logged.name.as_deref() == Some(&entry.name) && message.starts_with(&entry.message)
+            })
+        };
+        Ok(entries.iter().map(is_there).collect())
+    }
+
+    /// The runs that have ended since a time.
+    pub(crate) async fn ended(&self, since: Timestamp) -> Result<Vec<EndedRun>, ApiError> {
+        let tenant = self.tenant().await?;
+        let states = state::FINISHED.map(str::to_owned).to_vec();
+        let mut rows = Vec::new();
+        loop {
+            let query = EndedFlowRuns::build(EndedRows {
+                tenant: Uuid(tenant.clone()),
+                states: Some(states.clone()),
+                since: Time(time::format(since)),
+                offset: i32::try_from(rows.len()).unwrap_or(i32::MAX),
+            });
+            let budget = self.settings.retry_for;
+            let page = self
+                .transport
+                .run("flow_run", query, budget)
+                .await?
+                .flow_run;
+            let last = page.len() < PAGE;
+            rows.extend(page);
+            if last {
+                return Ok(rows);
             }
         }
     }

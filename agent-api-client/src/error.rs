@@ -62,6 +62,22 @@ impl Cause {
         )
     }
 
+    /// The outcome as metrics name it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "unreachable",
+            Self::Broken(_) => "broken",
+            Self::Unavailable { status: 429, .. } => "throttled",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Status { .. } => "status",
+            Self::Unauthorized(_) => "unauthorized",
+            Self::Malformed(_) => "malformed",
+            Self::Internal(_) => "internal",
+            Self::VersionConflict => "conflict",
+            Self::Refused(_) => "refused",
+        }
+    }
+
     /// Whether the request may have taken effect although no answer tells so.
     pub(crate) fn is_ambiguous(&self) -> bool {
         self.is_transient() && !matches!(self, Self::Connect(_))

@@ -149,17 +149,97 @@ pub(crate) struct ClaimedRows {
     pub(crate) before: Time,
 }
 
-/// Runs that an agent claimed before a time and that are still Submitted.
+/// A flow run with those of its task runs that are Submitted.
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "flow_run")]
+pub(crate) struct ClaimedFlowRun {
+    #[cynic(spread)]
+    pub(crate) row: FlowRun,
+    #[cynic(rename = "task_runs")]
+    #[arguments(where: { state: { _eq: "Submitted" } })]
+    pub(crate) task_runs: Vec<TaskRun>,
+}
+
+/// Runs that an agent claimed before a time and whose process has not reported: they are
+/// Submitted, or they are Running and task runs of theirs are, which were to be retried.
 #[derive(cynic::QueryFragment)]
 #[cynic(graphql_type = "query_root", variables = "ClaimedRows")]
 pub(crate) struct ClaimedFlowRuns {
     #[cynic(rename = "flow_run")]
     #[arguments(where: {
         agent_id: { _eq: $agent },
-        state: { _eq: "Submitted" },
-        state_timestamp: { _lte: $before }
+        _or: [
+            { state: { _eq: "Submitted" }, state_timestamp: { _lte: $before } },
+            {
+                state: { _eq: "Running" },
+                task_runs: { state: { _eq: "Submitted" }, state_timestamp: { _lte: $before } }
+            }
+        ]
     }, limit: 500)]
-    pub(crate) flow_run: Vec<FlowRun>,
+    pub(crate) flow_run: Vec<ClaimedFlowRun>,
+}
+
+#[derive(cynic::QueryVariables)]
+pub(crate) struct EndedRows {
+    pub(crate) tenant: Uuid,
+    pub(crate) states: Option<Vec<String>>,
+    pub(crate) since: Time,
+    pub(crate) offset: i32,
+}
+
+/// Runs of a tenant that have got one of some states since a time, page by page.
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "query_root", variables = "EndedRows")]
+pub(crate) struct EndedFlowRuns {
+    #[cynic(rename = "flow_run")]
+    #[arguments(
+        where: {
+            tenant_id: { _eq: $tenant },
+            state: { _in: $states },
+            state_timestamp: { _gte: $since }
+        },
+        order_by: [{ state_timestamp: desc }],
+        limit: 1000,
+        offset: $offset
+    )]
+    pub(crate) flow_run: Vec<EndedRun>,
+}
+
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "flow_run")]
+pub(crate) struct EndedRun {
+    pub(crate) id: Uuid,
+    pub(crate) state: Option<String>,
+}
+
+#[derive(cynic::QueryVariables)]
+pub(crate) struct LogsOfRuns {
+    pub(crate) ids: Option<Vec<Uuid>>,
+    pub(crate) names: Option<Vec<String>>,
+}
+
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "query_root", variables = "LogsOfRuns")]
+pub(crate) struct LoggedRuns {
+    #[cynic(rename = "flow_run")]
+    #[arguments(where: { id: { _in: $ids } })]
+    pub(crate) flow_run: Vec<LoggedRun>,
+}
+
+/// A flow run with what certain loggers have written to its log.
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "flow_run", variables = "LogsOfRuns")]
+pub(crate) struct LoggedRun {
+    pub(crate) id: Uuid,
+    #[arguments(where: { name: { _in: $names } })]
+    pub(crate) logs: Vec<Logged>,
+}
+
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "log")]
+pub(crate) struct Logged {
+    pub(crate) name: Option<String>,
+    pub(crate) message: Option<String>,
 }
 
 #[derive(cynic::QueryVariables)]

@@ -93,12 +93,23 @@ impl FlowRunRow {
         serde_path_to_error::deserialize(row).map_err(|error| error.to_string())
     }
 
-    /// The flow run that the row describes.
+    /// The flow run that the row describes, as it is ready: its task runs that are scheduled are
+    /// to be claimed with it.
     pub fn into_flow_run(self) -> FlowRun {
+        self.into_run_with(state::is_scheduled)
+    }
+
+    /// The flow run that the row describes, as somebody has claimed it: its task runs that are
+    /// Submitted were claimed with it.
+    pub(crate) fn into_claimed_run(self) -> FlowRun {
+        self.into_run_with(|state| state::kind(state) == "Submitted")
+    }
+
+    fn into_run_with(self, concerned: impl Fn(&Value) -> bool) -> FlowRun {
         let tasks: Vec<TaskToken> = self
             .task_runs
             .into_iter()
-            .filter(|task| state::is_scheduled(&task.serialized_state))
+            .filter(|task| concerned(&task.serialized_state))
             .map(|task| TaskToken {
                 id: task.id,
                 version: task.version,
@@ -174,16 +185,34 @@ impl From<operations::FlowRun> for FlowRunRow {
     }
 }
 
-impl From<operations::ReadyFlowRun> for FlowRunRow {
-    fn from(ready: operations::ReadyFlowRun) -> Self {
-        let task_runs = ready.task_runs.into_iter().map(|task| TaskRunRow {
+impl From<operations::TaskRun> for TaskRunRow {
+    fn from(task: operations::TaskRun) -> Self {
+        Self {
             id: task.id.0,
             version: task.version,
             serialized_state: task.serialized_state.map_or(Value::Null, |json| json.0),
-        });
+        }
+    }
+}
+
+impl From<operations::ReadyFlowRun> for FlowRunRow {
+    fn from(ready: operations::ReadyFlowRun) -> Self {
         Self {
-            task_runs: task_runs.collect(),
+            task_runs: ready.task_runs.into_iter().map(TaskRunRow::from).collect(),
             ..Self::from(ready.row)
+        }
+    }
+}
+
+impl From<operations::ClaimedFlowRun> for FlowRunRow {
+    fn from(claimed: operations::ClaimedFlowRun) -> Self {
+        Self {
+            task_runs: claimed
+                .task_runs
+                .into_iter()
+                .map(TaskRunRow::from)
+                .collect(),
+            ..Self::from(claimed.row)
         }
     }
 }
@@ -232,6 +261,21 @@ mod tests {
         assert_eq!(one.attempt, same.attempt);
         assert_ne!(one.attempt, later.attempt);
         assert_eq!(one.due, None, "a retry is due at once");
+    }
+
+    #[test]
+    fn a_retry_is_known_again_after_its_claim() {
+        let retrying = json!({"type": "Retrying", "start_time": "2023-01-05T10:00:05+00:00"});
+        let running = json!({"type": "Running"});
+        let ready = row(
+            running.clone(),
+            json!([{"id": "a", "serialized_state": retrying}]),
+        );
+        let submitted = state::submitted(&retrying, "");
+        let claimed = json!({"id": "r", "flow": {"id": "f"}, "serialized_state": running,
+            "task_runs": [{"id": "a", "serialized_state": submitted}]});
+        let claimed = FlowRunRow::from_json(&claimed).expect("a row");
+        assert_eq!(claimed.into_claimed_run().attempt, ready.attempt);
     }
 
     /// Any JSON, in which the members of a row come up often.

@@ -123,6 +123,19 @@ impl FlowRunSource for PrefectApi {
         Ok(self.write_run_logs(entries).await?)
     }
 
+    async fn logged(&self, entries: &[LogEntry]) -> Result<Vec<bool>> {
+        Ok(PrefectApi::logged(self, entries).await?)
+    }
+
+    async fn ended_since(&self, since: Timestamp) -> Result<HashMap<FlowRunId, State>> {
+        let rows = self.ended(since).await?;
+        let ended = rows.into_iter().filter_map(|row| {
+            let state = state::state(row.state.as_deref()?);
+            Some((row.id.0.into(), state))
+        });
+        Ok(ended.collect())
+    }
+
     async fn states(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>> {
         let rows = self.run_states(runs).await?;
         Ok(rows
@@ -140,7 +153,7 @@ impl FlowRunSource for PrefectApi {
         let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
         let before = now.saturating_sub(age).unwrap_or(Timestamp::MIN);
         let rows = self.claimed_rows(agent, before).await?;
-        Ok(rows.into_iter().map(FlowRunRow::into_flow_run).collect())
+        Ok(rows.into_iter().map(FlowRunRow::into_claimed_run).collect())
     }
 }
 

@@ -10,14 +10,28 @@ use crate::time;
 /// agent's registration; an agent gets its earlier id back only with the same version.
 pub(crate) const CORE_VERSION: &str = "1.4.1";
 
+/// The state types of runs that have ended.
+pub(crate) const FINISHED: [&str; 11] = [
+    "Cached",
+    "Cancelled",
+    "Failed",
+    "Finished",
+    "Looped",
+    "Mapped",
+    "Skipped",
+    "Success",
+    "TimedOut",
+    "TriggerFailed",
+    "ValidationFailed",
+];
+
 /// What a state type means for an agent.
 pub(crate) fn phase(name: &str) -> Phase {
     match name {
         "Scheduled" | "Paused" | "Resume" | "Retrying" | "Queued" => Phase::Scheduled,
         "Submitted" => Phase::Submitted,
         "Running" | "Cancelling" => Phase::Running,
-        "Finished" | "Looped" | "Cancelled" | "Success" | "Cached" | "Mapped" | "Skipped"
-        | "Failed" | "TimedOut" | "TriggerFailed" | "ValidationFailed" => Phase::Finished,
+        name if FINISHED.contains(&name) => Phase::Finished,
         _ => Phase::Other,
     }
 }

@@ -157,13 +157,43 @@ impl Transport {
         F: DeserializeOwned,
         V: Serialize,
     {
+        self.repeat(operation, query, budget, Cause::is_transient)
+            .await
+    }
+
+    /// Like [`run`](Self::run), but a failure after which the request may have taken effect ends it.
+    pub(crate) async fn run_unless_lost<F, V>(
+        &self,
+        operation: &'static str,
+        query: cynic::Operation<F, V>,
+        budget: Duration,
+    ) -> Result<F, ApiError>
+    where
+        F: DeserializeOwned,
+        V: Serialize,
+    {
+        let harmless = |cause: &Cause| cause.is_transient() && !cause.is_ambiguous();
+        self.repeat(operation, query, budget, harmless).await
+    }
+
+    async fn repeat<F, V>(
+        &self,
+        operation: &'static str,
+        query: cynic::Operation<F, V>,
+        budget: Duration,
+        again: impl Fn(&Cause) -> bool,
+    ) -> Result<F, ApiError>
+    where
+        F: DeserializeOwned,
+        V: Serialize,
+    {
         let body = self.body(operation, &query)?;
         let until = Instant::now() + budget;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
             let error = match self.send(operation, body.clone()).await {
                 Ok(data) => return Ok(data),
-                Err(error) if !error.cause.is_transient() => return Err(error),
+                Err(error) if !again(&error.cause) => return Err(error),
                 Err(error) => error,
             };
             let pause = backoff.pause(error.cause.retry_after());
@@ -228,7 +258,14 @@ impl Transport {
             self.note_clock(response.headers());
             read(response).await
         };
-        answer.await.map_err(|cause| self.error(operation, cause))
+        let began = Instant::now();
+        let answer: Result<F, Cause> = answer.await;
+        let outcome = answer.as_ref().map_or_else(Cause::kind, |_| "ok");
+        metrics::counter!("prefect_agent_api_requests_total", "operation" => operation, "outcome" => outcome)
+            .increment(1);
+        metrics::histogram!("prefect_agent_api_request_seconds", "operation" => operation)
+            .record(began.elapsed());
+        answer.map_err(|cause| self.error(operation, cause))
     }
 
     /// Compares the clocks, so that a run is not started early by a clock that runs ahead.

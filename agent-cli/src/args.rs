@@ -221,8 +221,17 @@ pub struct StartArgs {
     /// How many runs may be claimed and submitted at the same time
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Jobs")]
     pub concurrency: u16,
+    /// How many unfinished Jobs there may be, of agents with these labels; further runs wait in the queue [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Jobs")]
+    pub max_in_flight: Option<u32>,
+    /// How long a Job is tried again that is refused because a quota is used up or the namespace is gone
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration, help_heading = "Jobs")]
+    pub submit_retry_budget: Duration,
+    /// How many of the last lines that a failed container printed go into the flow run's log
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(..=1000), help_heading = "Supervision")]
+    pub output_lines: u16,
 
-    /// Where /api/health and /api/poke are served, such as http://:8080 [env: PREFECT__CLOUD__AGENT__AGENT_ADDRESS]
+    /// Where /api/health, /api/poke and /metrics are served, such as http://:8080 [env: PREFECT__CLOUD__AGENT__AGENT_ADDRESS]
     #[arg(long, value_name = "URL", help_heading = "Agent")]
     pub agent_address: Option<String>,
     /// The level of the agent's own log [env: PREFECT__CLOUD__AGENT__LEVEL; default: INFO]

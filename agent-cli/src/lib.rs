@@ -12,6 +12,7 @@ pub mod args;
 pub mod config;
 pub mod endpoint;
 pub mod logging;
+pub mod metrics;
 pub mod python;
 pub mod render;
 pub mod settings;

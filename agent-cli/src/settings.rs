@@ -55,6 +55,12 @@ pub struct Settings {
     pub agent_address: Option<SocketAddr>,
     /// Deployments at the same time.
     pub concurrency: usize,
+    /// Unfinished Jobs at the same time.
+    pub max_in_flight: Option<usize>,
+    /// How long a Job that is refused for now is tried again.
+    pub submit_retry_budget: Duration,
+    /// Lines of a failed container's output in the flow run's log.
+    pub output_lines: u16,
     /// Level of the agent's own log.
     pub log_level: Level,
     /// Form of the agent's own log.
@@ -199,6 +205,9 @@ impl Settings {
                 .map(|(address, _)| listen_address(&address))
                 .transpose()?,
             concurrency: args.concurrency.into(),
+            max_in_flight: args.max_in_flight.map(|jobs| jobs as usize),
+            submit_retry_budget: args.submit_retry_budget,
+            output_lines: args.output_lines,
             log_level,
             log_format: args.log_format,
             effective: from.effective,

@@ -9,8 +9,8 @@ use agent_templates::Templates;
 use anyhow::{Context, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::endpoint;
 use crate::settings::Settings;
+use crate::{endpoint, metrics};
 
 /// Runs the agent until it is told to stop.
 ///
@@ -34,6 +34,9 @@ pub async fn run(mut settings: Settings) -> Result<()> {
         settings.name,
         settings.manifest.labels,
     );
+    let (lease, identity) = lease(&registration.tenant);
+    let metrics = settings.agent_address.map(|_| metrics::collect());
+    let metrics = metrics.transpose()?;
     let backend = KubernetesBackend::new(
         cluster.client,
         &settings.namespace,
@@ -42,7 +45,9 @@ pub async fn run(mut settings: Settings) -> Result<()> {
             Arc::new(Templates::new(settings.templates)),
         ),
     )
-    .with_graces(settings.graces);
+    .with_graces(settings.graces)
+    .with_output_lines(settings.output_lines)
+    .with_lease(lease, identity);
     let agent = Agent::builder(api, Arc::new(backend))
         .name(&settings.name)
         .concurrency(settings.concurrency)
@@ -50,14 +55,28 @@ pub async fn run(mut settings: Settings) -> Result<()> {
         .delete_finished_jobs(settings.delete_finished_jobs)
         .keep_jobs(settings.keep_jobs.0, settings.keep_jobs.1)
         .cancel_grace(settings.cancel_grace)
+        .max_in_flight(settings.max_in_flight)
+        .submit_retry_budget(settings.submit_retry_budget)
         .build();
-    if let Some(address) = settings.agent_address {
-        endpoint::serve(address, agent.health()).await?;
+    if let Some((address, metrics)) = settings.agent_address.zip(metrics) {
+        endpoint::serve(address, agent.health(), metrics).await?;
     }
     tracing::info!("Waiting for flow runs...");
     agent.run(shutdown).await?;
     tracing::info!("The agent has stopped");
     Ok(())
+}
+
+/// The name of the Lease that is held by the replica which supervises the Jobs of a tenant, and
+/// this process's name in it.
+fn lease(tenant: &str) -> (String, String) {
+    let host = hostname::get().unwrap_or_default();
+    let host = host.to_string_lossy();
+    let process = uuid::Uuid::new_v4();
+    (
+        format!("prefect-agent-{tenant}"),
+        format!("{host}_{process}"),
+    )
 }
 
 /// Completes at the first SIGINT or SIGTERM; a second one ends the process at once.

@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 
-use crate::observation::Observation;
+use crate::observation::{Sighting, Turn};
 use crate::{FlowRun, Result};
 
 /// A job at the backend.
@@ -43,20 +43,56 @@ pub trait JobBackend: Send + Sync + 'static {
     /// Either kind.
     async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>>;
 
-    /// What happens to the jobs: for each one that exists its present state, and then every
-    /// change. A finding stays in a job's observations for as long as it stands, unless it was
-    /// [remembered](Self::remember). By default nothing is seen.
-    fn observations(&self) -> BoxStream<'static, Observation> {
-        futures::stream::pending().boxed()
+    /// What happens to the jobs: for each one that exists its present state, then
+    /// [`Sighting::Complete`], and then every change. A finding stays in a job's observations for
+    /// as long as it stands, also when it was [told](Self::told). By default nothing is seen.
+    fn observations(&self) -> BoxStream<'static, Sighting> {
+        stream::iter([Sighting::Complete])
+            .chain(stream::pending())
+            .boxed()
     }
 
-    /// Notes with a job which of its findings were told, so that no later process and no other
-    /// replica tells them again; `false` when somebody else had noted all of them before.
+    /// Whether this process is the one, of several replicas, that supervises the jobs; each item
+    /// holds until the next one. By default it always is.
+    fn leadership(&self) -> BoxStream<'static, bool> {
+        stream::iter([true]).chain(stream::pending()).boxed()
+    }
+
+    /// Lets another replica supervise at once. Called when the agent stops.
+    async fn resign(&self) {}
+
+    /// Notes with a job that `teller` is about to tell of findings, so that nobody else does at the
+    /// same time, and finds out whose turn each of them is, in the order of `keys`. With
+    /// `take_over` the turn of another teller, who is taken for dead, ends.
     ///
     /// # Errors
     /// Either kind.
-    async fn remember(&self, _job: &str, _keys: &[String]) -> Result<bool> {
-        Ok(true)
+    async fn begin_telling(
+        &self,
+        _job: &str,
+        keys: &[String],
+        _teller: &str,
+        _take_over: bool,
+    ) -> Result<Vec<Turn>> {
+        Ok(vec![Turn::Ours; keys.len()])
+    }
+
+    /// Notes with a job which of its findings were told, so that no later process and no other
+    /// replica tells them again.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn told(&self, _job: &str, _keys: &[String]) -> Result<()> {
+        Ok(())
+    }
+
+    /// The last lines that a process named in [`Finding::output_of`](crate::Finding::output_of)
+    /// has printed; `None` when there are none, or none that this agent may read.
+    ///
+    /// # Errors
+    /// Either kind; the finding is told without them.
+    async fn output(&self, _process: &str) -> Result<Option<String>> {
+        Ok(None)
     }
 
     /// Deletes a job with its pods; one that is gone already is deleted.

@@ -13,6 +13,10 @@ pub enum Error {
     /// message names the input, the place and the remedy, and never holds a secret.
     #[error("{0}")]
     Permanent(String),
+    /// Refused as things are now, but somebody may change them: a quota that is used up, a
+    /// namespace that is not there yet. Worth trying again for a while, then as good as permanent.
+    #[error("{0}")]
+    Refused(String),
     /// It may work later: connections, time-outs, overload.
     #[error("{message}")]
     Transient {
@@ -39,13 +43,13 @@ impl Error {
 
     /// Whether trying again later may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Transient { .. })
+        matches!(self, Self::Transient { .. } | Self::Refused(_))
     }
 
     /// The pause that the other side asked for, if it did.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Permanent(_) => None,
+            Self::Permanent(_) | Self::Refused(_) => None,
             Self::Transient { retry_after, .. } => *retry_after,
         }
     }

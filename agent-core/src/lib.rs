@@ -31,12 +31,12 @@ pub mod template;
 
 pub use async_trait::async_trait;
 
-pub use agent::{Agent, AgentBuilder, AgentHealth};
+pub use agent::{Agent, AgentBuilder, AgentHealth, AgentStatus};
 pub use backend::{JobBackend, JobRef, Submission};
 pub use error::{Error, Result};
 pub use flow_run::{Flow, FlowRun, FlowRunId, Work};
 pub use log::{LogEntry, LogLevel};
-pub use observation::{Finding, JobState, Observation};
+pub use observation::{Finding, JobState, Observation, Sighting, Turn};
 pub use source::{Claim, FlowRunSource, Ready, ReadyQuery, Registration};
 pub use state::{Phase, State};
 pub use template::{Template, TemplateLocation, TemplateOrigin, TemplateStore};

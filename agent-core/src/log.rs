@@ -19,6 +19,18 @@ pub enum LogLevel {
     Error,
 }
 
+impl LogLevel {
+    /// The level's name on the wire and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "DEBUG",
+            Self::Info => "INFO",
+            Self::Warning => "WARNING",
+            Self::Error => "ERROR",
+        }
+    }
+}
+
 /// One entry in the log of a flow run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LogEntry {

@@ -1,10 +1,29 @@
 //! What a backend sees of its jobs, and what follows for their runs.
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::{FlowRunId, LogEntry};
 
-/// A job as it is now, with what its run's owner has not been told yet.
+/// What a backend's watch over its jobs yields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Sighting {
+    /// A job as it is now.
+    Job(Observation),
+    /// Every job that existed when the watch began has been seen.
+    Complete,
+    /// A part of the watch has broken off, or has not come up again; it tries by itself, at least
+    /// twice a minute.
+    Broken {
+        /// Which part, for instance `pods`.
+        watch: &'static str,
+        /// Why, in a sentence for people.
+        reason: String,
+    },
+}
+
+/// A job as it is now, with what there is to tell the run's owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
     /// The job's name.
@@ -13,6 +32,8 @@ pub struct Observation {
     pub flow_run_id: FlowRunId,
     /// Where it stands.
     pub state: JobState,
+    /// Whether it was made by an agent with the labels of this one.
+    pub own: bool,
     /// When it ended, if it has and if that is known.
     pub ended_at: Option<Timestamp>,
     /// What was found about it, in the order in which it is told.
@@ -33,6 +54,17 @@ pub enum JobState {
     Gone,
 }
 
+/// Whose turn it is to tell of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Whoever asked.
+    Ours,
+    /// Another teller's, who has not said yet that it is done.
+    Theirs,
+    /// Nobody's: it was told.
+    Told,
+}
+
 /// Something about a job that its run's owner should know, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -44,19 +76,26 @@ pub struct Finding {
     pub failure: Option<String>,
     /// Whether the job is of no more use and is deleted.
     pub deletes: bool,
+    /// Whether it was [told](crate::JobBackend::told) already.
+    pub told: bool,
     /// It counts only when it still stands at this time.
-    pub not_before: Option<Timestamp>,
+    pub not_before: Option<Instant>,
+    /// Processes whose last output belongs below the first entry, by names that
+    /// [`JobBackend::output`](crate::JobBackend::output) understands.
+    pub output_of: Vec<String>,
 }
 
 impl Finding {
-    /// A finding that is told and has no consequence.
-    pub fn told(key: impl Into<String>, logs: Vec<LogEntry>) -> Self {
+    /// A finding that is only to be told and has no consequence.
+    pub fn new(key: impl Into<String>, logs: Vec<LogEntry>) -> Self {
         Self {
             key: key.into(),
             logs,
             failure: None,
             deletes: false,
+            told: false,
             not_before: None,
+            output_of: Vec::new(),
         }
     }
 }

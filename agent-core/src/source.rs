@@ -108,6 +108,25 @@ pub trait FlowRunSource: Send + Sync + 'static {
     /// Either kind.
     async fn states(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>>;
 
+    /// Which of these entries are in the logs of their runs already, in the order of `entries`: for
+    /// finding out what became of a writing whose answer was lost. An entry counts as there when a
+    /// logged message of the same logger begins with its message. By default none is taken to be.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn logged(&self, entries: &[LogEntry]) -> Result<Vec<bool>> {
+        Ok(vec![false; entries.len()])
+    }
+
+    /// Runs that have ended since a time by the source's clock, whoever deployed them. By default
+    /// none, and then nobody notices that a run was cancelled while its job goes on.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn ended_since(&self, _since: Timestamp) -> Result<HashMap<FlowRunId, State>> {
+        Ok(HashMap::new())
+    }
+
     /// Runs that this agent has claimed at least `age` ago and whose process has not reported:
     /// among them are those that were claimed by a process which died before it made the job.
     ///

@@ -215,7 +215,7 @@ async fn an_outage_of_the_backend_fails_nothing_and_claims_no_more_than_it_can_d
     let agent = Running::start(builder);
     sleep(Duration::from_secs(3600)).await;
     let claimed = source.runs().values().filter(|run| run.claims > 0).count();
-    assert_eq!(claimed, 4);
+    assert!((1..=4).contains(&claimed), "{claimed}");
     *jobs.refuse.lock().expect("no panics") = None;
     until("the deployments", || jobs.created().len() == 100).await;
     agent.stop().await;

@@ -1,13 +1,14 @@
 //! Kubernetes as a [`JobBackend`].
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_core::{
-    Error, FlowRun, FlowRunId, JobBackend, JobRef, Observation, Result, Submission, async_trait,
+    Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Sighting, Submission, Turn, async_trait,
 };
-use futures::stream::BoxStream;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use http::Request;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Api, DeleteParams, ListParams, PartialObjectMeta, Patch, PatchParams};
@@ -15,8 +16,10 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::error::{classify, is_ambiguous};
+use crate::lease::Lease;
 use crate::manifest::{self, FLOW_RUN_ID, Manifests};
-use crate::observe::{self, Graces};
+use crate::observe::{self, Graces, Notes, REPORTED};
+use crate::output::Output;
 
 /// How long one request may take. Admission webhooks have up to 30 s.
 const REQUEST: Duration = Duration::from_secs(40);
@@ -33,6 +36,10 @@ pub struct KubernetesBackend {
     /// Runs whose Job may have been made by a request that got no answer: when the next attempt
     /// finds it, it was ours.
     unanswered: Mutex<HashSet<FlowRunId>>,
+    /// Jobs as they were when something was noted on them last, until the noting is finished.
+    noted: Mutex<HashMap<String, PartialObjectMeta<Job>>>,
+    lease: Option<Arc<Lease>>,
+    output: Output,
 }
 
 impl KubernetesBackend {
@@ -46,6 +53,9 @@ impl KubernetesBackend {
             manifests,
             graces: Graces::default(),
             unanswered: Mutex::default(),
+            noted: Mutex::default(),
+            lease: None,
+            output: Output::default(),
         }
     }
 
@@ -53,6 +63,23 @@ impl KubernetesBackend {
     #[must_use]
     pub fn with_graces(mut self, graces: Graces) -> Self {
         self.graces = graces;
+        self
+    }
+
+    /// Supervises only while it holds the Lease of this name, under an identity that no other
+    /// process has. Without one, it takes itself for the only replica.
+    #[must_use]
+    pub fn with_lease(mut self, name: impl Into<String>, identity: impl Into<String>) -> Self {
+        let lease = Lease::new(self.client.clone(), &self.namespace, name, identity);
+        self.lease = Some(Arc::new(lease));
+        self
+    }
+
+    /// How many of the last lines that a failed container printed go into the flow run's log; none
+    /// with 0. Default: 50.
+    #[must_use]
+    pub fn with_output_lines(mut self, lines: u16) -> Self {
+        self.output.lines = lines;
         self
     }
 
@@ -97,6 +124,54 @@ impl KubernetesBackend {
             .await?;
         Ok(found
             .map(|job| job.labels().get(FLOW_RUN_ID).map(String::as_str) == Some(run.id.as_str())))
+    }
+
+    /// Changes what is noted on a Job, unless somebody else changes it at the same time, and then
+    /// again; `None` when the Job is gone.
+    async fn note<T>(&self, job: &str, change: impl Fn(&mut Notes) -> T) -> Result<Option<T>> {
+        loop {
+            let known = self.noted().remove(job);
+            let found = match known {
+                Some(known) => Some(known),
+                None => {
+                    self.timed("Reading a Job", self.jobs.get_metadata_opt(job))
+                        .await?
+                }
+            };
+            let Some(found) = found else {
+                return Ok(None);
+            };
+            let annotation = found.annotations().get(REPORTED).map(String::as_str);
+            let before = annotation.unwrap_or_default();
+            let mut notes = Notes::of(before);
+            let done = change(&mut notes);
+            let after = notes.write();
+            if after == before {
+                return Ok(Some(done));
+            }
+            let patch = json!({"metadata": {
+                "resourceVersion": found.resource_version(),
+                "annotations": {REPORTED: after},
+            }});
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            let patched = self.jobs.patch_metadata(job, &parameters, &patch);
+            match tokio::time::timeout(REQUEST, patched).await {
+                Ok(Ok(patched)) => {
+                    self.noted().insert(job.to_owned(), patched);
+                    return Ok(Some(done));
+                }
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(None),
+                Ok(Err(error)) => {
+                    return Err(classify(&format!("Noting on Job {job} failed"), &error));
+                }
+                Err(_) => return Err(Error::transient(format!("Noting on Job {job}: no answer"))),
+            }
+        }
+    }
+
+    fn noted(&self) -> std::sync::MutexGuard<'_, HashMap<String, PartialObjectMeta<Job>>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn timed<T>(
@@ -177,49 +252,50 @@ impl JobBackend for KubernetesBackend {
             .collect())
     }
 
-    fn observations(&self) -> BoxStream<'static, Observation> {
-        observe::observations(&self.client, &self.namespace, self.graces.clone())
+    fn observations(&self) -> BoxStream<'static, Sighting> {
+        let labels = self.manifests.labels();
+        observe::sightings(&self.client, &self.namespace, labels, self.graces.clone())
     }
 
-    async fn remember(&self, job: &str, keys: &[String]) -> Result<bool> {
-        loop {
-            let found = self
-                .timed("Reading a Job", self.jobs.get_metadata_opt(job))
-                .await?;
-            // What is gone cannot be noted, and is told by whoever saw it.
-            let Some(found) = found else {
-                return Ok(true);
-            };
-            let noted = found
-                .annotations()
-                .get(observe::REPORTED)
-                .cloned()
-                .unwrap_or_default();
-            let told = observe::told(&noted);
-            let new: Vec<&str> = keys
-                .iter()
-                .map(String::as_str)
-                .filter(|key| !told.contains(*key))
-                .collect();
-            if new.is_empty() {
-                return Ok(false);
+    fn leadership(&self) -> BoxStream<'static, bool> {
+        match &self.lease {
+            Some(lease) => lease.clone().leadership(),
+            None => stream::iter([true]).chain(stream::pending()).boxed(),
+        }
+    }
+
+    async fn resign(&self) {
+        if let Some(lease) = &self.lease {
+            lease.release().await;
+        }
+    }
+
+    async fn begin_telling(
+        &self,
+        job: &str,
+        keys: &[String],
+        teller: &str,
+        take_over: bool,
+    ) -> Result<Vec<Turn>> {
+        let turns = self.note(job, |notes| notes.begin(keys, teller, take_over));
+        // What is gone cannot be noted, and is told by whoever saw it.
+        Ok(turns.await?.unwrap_or_else(|| vec![Turn::Ours; keys.len()]))
+    }
+
+    async fn told(&self, job: &str, keys: &[String]) -> Result<()> {
+        self.note(job, |notes| notes.end(keys)).await?;
+        self.noted().remove(job);
+        Ok(())
+    }
+
+    async fn output(&self, process: &str) -> Result<Option<String>> {
+        match process.split_once('/') {
+            Some((pod, container)) if self.output.lines > 0 => {
+                self.output
+                    .read(&self.client, &self.namespace, pod, container)
+                    .await
             }
-            let noted = [noted.as_str(), &new.join(",")].join(",");
-            let patch = json!({"metadata": {
-                "resourceVersion": found.resource_version(),
-                "annotations": {observe::REPORTED: noted.trim_start_matches(',')},
-            }});
-            let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
-            let patched = self.jobs.patch_metadata(job, &parameters, &patch);
-            match tokio::time::timeout(REQUEST, patched).await {
-                Ok(Ok(_)) => return Ok(true),
-                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
-                Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(true),
-                Ok(Err(error)) => {
-                    return Err(classify(&format!("Noting on Job {job} failed"), &error));
-                }
-                Err(_) => return Err(Error::transient(format!("Noting on Job {job}: no answer"))),
-            }
+            _ => Ok(None),
         }
     }
 

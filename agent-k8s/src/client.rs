@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
+use crate::counted::Counted;
+
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a connection may be silent while an answer is awaited. The API server says something on
+/// every watch about once a minute, so a longer silence means that the connection is dead.
+const SILENCE: Duration = Duration::from_secs(150);
 
 /// A cluster that answered.
 #[derive(Clone)]
@@ -27,9 +34,12 @@ pub struct Cluster {
 pub async fn connect() -> Result<Cluster, String> {
     let mut config = config().await?;
     config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
     let address = config.cluster_url.to_string();
-    let client = Client::try_from(config)
-        .map_err(|error| format!("cannot set up a client for the cluster at {address}: {error}"))?;
+    let client = ClientBuilder::try_from(config)
+        .map_err(|error| format!("cannot set up a client for the cluster at {address}: {error}"))?
+        .with_layer(&Counted)
+        .build();
     let asked = tokio::time::timeout(CONNECT, client.apiserver_version()).await;
     let version = match asked {
         Ok(Ok(version)) => version.git_version,

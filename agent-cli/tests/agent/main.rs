@@ -1,7 +1,9 @@
 //! The real binary against the testkit's servers, over real HTTP on both sides.
 
 mod deploying;
+mod observing;
 mod replacing;
+mod replicas;
 mod starting;
 mod stopping;
 mod supervising;

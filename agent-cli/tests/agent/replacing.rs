@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::world::{Agent, PATIENCE, World};
+use crate::world::{Agent, PATIENCE, World, free_port};
 
 /// The variables of the Deployment that the Python agent prints for itself, in its order.
 fn deployment(world: &World, port: u16) -> [(&'static str, String); 16] {
@@ -36,11 +36,6 @@ fn deployment(world: &World, port: u16) -> [(&'static str, String); 16] {
             text(r#"{"REGION": "eu"}"#),
         ),
     ]
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use agent_testkit::faults::{Fault, Rule};
 use agent_testkit::prefect::Auth;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::world::{Agent, PATIENCE, World};
 
@@ -104,46 +105,17 @@ async fn a_cluster_that_is_away_or_not_configured_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_revoked_later_shows_in_health_and_ends_nothing() {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let world = World::new().await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .expect("a port")
-        .local_addr()
-        .expect("an address")
-        .port();
-    let address = format!("http://127.0.0.1:{port}");
-    let agent = world.start(&["--agent-address", &address]);
-    agent.prints("Waiting for flow runs").await;
-    let health = || async {
-        let answer = reqwest::get(format!("{address}/api/health"))
-            .await
-            .expect("it answers");
-        (
-            answer.status().as_u16(),
-            answer.text().await.expect("a body"),
-        )
-    };
-    let healthy = async {
-        while health().await.0 != 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, healthy)
-        .await
-        .expect("healthy");
-    assert_eq!(health().await.1, "{}");
+    let (agent, endpoint) = world.start_with_endpoint(&[]);
+    let healthy = |health: &Value| health.get("reason").is_none();
+    endpoint.is(&agent, healthy).await;
+    assert_eq!(endpoint.get("/api/health").await.0, 200);
     let polls = world.prefect.request_count("get_runs_in_queue");
     world.prefect.set_auth(Auth::Status401("other".to_owned()));
     agent.prints("Failed to query for ready flow runs").await;
     world.prefect.set_auth(Auth::Open);
-    let poked = reqwest::get(format!("{address}/api/poke"))
-        .await
-        .expect("it answers");
-    assert_eq!(poked.status().as_u16(), 200);
-    let missing = reqwest::get(format!("{address}/other"))
-        .await
-        .expect("it answers");
-    assert_eq!(missing.status().as_u16(), 404);
+    assert_eq!(endpoint.get("/api/poke").await.0, 200);
+    assert_eq!(endpoint.get("/other").await.0, 404);
     let polled = world
         .prefect
         .wait_until(PATIENCE, |prefect| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agent_testkit::faults::{Fault, Rule};
-use agent_testkit::{Course, FlowRunSeed};
+use agent_testkit::{Course, FlowRunSeed, KubernetesApi};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -17,37 +17,15 @@ async fn world(course: Course) -> (World, Uuid) {
 }
 
 /// A run whose Job tries again so often.
-fn retried(times: u32) -> FlowRunSeed {
+pub(crate) fn retried(times: u32) -> FlowRunSeed {
     FlowRunSeed::new().run_config(json!({"type": "KubernetesRun", "job_template": {
         "spec": {"backoffLimit": times, "template": {"spec": {"containers": [{"name": "flow"}]}}},
     }}))
 }
 
 async fn job_goes(world: &World, agent: &Agent) {
-    let gone = world
-        .kubernetes
-        .wait_until(PATIENCE, |api| {
-            api.creation_count() == 1 && api.count("jobs") == 0
-        })
-        .await;
-    assert!(gone.is_ok(), "{}", agent.output());
-}
-
-/// The run's log entries from the cluster, as level and text.
-async fn told(world: &World, run: Uuid, level: &str) -> Vec<String> {
-    let entries = || -> Vec<String> {
-        let logs = world.prefect.logs(run).into_iter();
-        logs.filter(|log| log.name.as_deref() == Some("k8s-infra"))
-            .filter(|log| log.level.as_deref() == Some(level))
-            .filter_map(|log| log.message)
-            .collect()
-    };
-    let there = world
-        .prefect
-        .wait_until(PATIENCE, |_| !entries().is_empty())
-        .await;
-    assert!(there.is_ok(), "nothing was told");
-    entries()
+    let gone = |api: &KubernetesApi| api.creation_count() == 1 && api.count("jobs") == 0;
+    world.cluster(agent, gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +39,7 @@ async fn a_failed_pod_is_reported_fails_the_run_and_its_job_is_deleted() {
         "{message}"
     );
     job_goes(&world, &agent).await;
-    let told = told(&world, run, "ERROR").await;
+    let told = world.told(run, "ERROR").await;
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(
         told[0].contains(" failed.\n\tContainer 'flow' state: terminated\n\t\tExit Code:: 3"),
@@ -74,7 +52,7 @@ async fn what_killed_the_pod_is_explained() {
     let (world, run) = world(Course::oom_killed(Duration::ZERO)).await;
     let agent = world.start(&[]);
     world.fails(run, &agent).await;
-    let told = told(&world, run, "ERROR").await;
+    let told = world.told(run, "ERROR").await;
     assert!(
         told[0].contains("Reason: OOMKilled") && told[0].contains("more memory than its limit"),
         "{told:?}"
@@ -92,7 +70,7 @@ async fn an_image_that_cannot_be_pulled_fails_the_run_and_its_events_are_told_on
         "{message}"
     );
     job_goes(&world, &agent).await;
-    let told = told(&world, run, "ERROR").await;
+    let told = world.told(run, "ERROR").await;
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains("container 'flow' is waiting, ImagePullBackOff"));
 }
@@ -113,8 +91,8 @@ async fn events_of_a_pod_that_stays_pending_are_told_once_over_restarts() {
         let agent = world.start(&[]);
         // What is told of a later run shows that everything before it was dealt with.
         let later = world.prefect.seed(retried(0));
-        told(&world, later, "DEBUG").await;
-        let events = told(&world, run, "DEBUG").await;
+        world.told(later, "DEBUG").await;
+        let events = world.told(run, "DEBUG").await;
         assert_eq!(events.len(), 1, "{events:?}\n{}", agent.output());
         assert!(
             events[0].starts_with("Event: 'FailedScheduling' on pod 'prefect-job-")
@@ -131,11 +109,7 @@ async fn events_of_a_pod_that_stays_pending_are_told_once_over_restarts() {
 async fn a_job_that_somebody_deletes_fails_its_run() {
     let (world, run) = world(Course::hangs()).await;
     let agent = world.start(&[]);
-    let running = world
-        .kubernetes
-        .wait_until(PATIENCE, |api| api.count("pods") == 1)
-        .await;
-    assert!(running.is_ok(), "{}", agent.output());
+    world.cluster(&agent, |api| api.count("pods") == 1).await;
     let job = world.kubernetes.creations().remove(0).name;
     assert!(world.kubernetes.remove("jobs", "default", &job));
     let message = world.fails(run, &agent).await;
@@ -143,7 +117,7 @@ async fn a_job_that_somebody_deletes_fails_its_run() {
         message,
         format!("Kubernetes Error: Job {job} was deleted before it had finished")
     );
-    assert_eq!(told(&world, run, "ERROR").await, [message]);
+    assert_eq!(world.told(run, "ERROR").await, [message]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,14 +126,14 @@ async fn kept_jobs_are_reported_once_over_restarts() {
     for _ in 0..2 {
         let agent = world.start(&["--disable-job-deletion", "--log-level", "debug"]);
         world.fails(run, &agent).await;
-        assert_eq!(told(&world, run, "ERROR").await.len(), 1);
+        assert_eq!(world.told(run, "ERROR").await.len(), 1);
         // A later run shows that everything before it was dealt with.
         let later = world.prefect.seed(retried(0));
         world.fails(later, &agent).await;
         agent.signal(nix::sys::signal::Signal::SIGTERM);
         agent.ended().await;
     }
-    assert_eq!(told(&world, run, "ERROR").await.len(), 1);
+    assert_eq!(world.told(run, "ERROR").await.len(), 1);
     assert_eq!(world.kubernetes.count("jobs"), 3);
 }
 
@@ -179,8 +153,8 @@ async fn a_job_that_tries_again_is_left_to_it_and_each_pod_is_reported() {
     let agent = world.start(&[]);
     world.fails(first, &agent).await;
     world.fails(run, &agent).await;
-    assert_eq!(told(&world, first, "ERROR").await.len(), 1);
-    let reports = || told(&world, run, "ERROR");
+    assert_eq!(world.told(first, "ERROR").await.len(), 1);
+    let reports = || world.told(run, "ERROR");
     let both = async {
         while reports().await.len() < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -198,7 +172,7 @@ async fn a_container_that_cannot_start_fails_the_run_after_its_grace() {
     let message = world.fails(run, &agent).await;
     assert_eq!(message, "Kubernetes Error: secret \"db\" not found");
     job_goes(&world, &agent).await;
-    let told = told(&world, run, "ERROR").await;
+    let told = world.told(run, "ERROR").await;
     assert!(
         told[0].contains("CreateContainerConfigError: secret \"db\" not found"),
         "{told:?}"
@@ -209,7 +183,7 @@ async fn a_container_that_cannot_start_fails_the_run_after_its_grace() {
 async fn a_job_that_may_not_create_pods_is_told_and_fails_after_its_grace() {
     let (world, run) = world(Course::failed_create("exceeded quota: compute")).await;
     let agent = world.start(&["--create-failure-grace", "500ms"]);
-    let warned = told(&world, run, "WARNING").await;
+    let warned = world.told(run, "WARNING").await;
     assert!(
         warned[0].contains("cannot create its pod") && warned[0].contains("exceeded quota"),
         "{warned:?}"
@@ -217,14 +191,14 @@ async fn a_job_that_may_not_create_pods_is_told_and_fails_after_its_grace() {
     let message = world.fails(run, &agent).await;
     assert!(message.contains("exceeded quota: compute"), "{message}");
     job_goes(&world, &agent).await;
-    assert_eq!(told(&world, run, "WARNING").await.len(), 1);
+    assert_eq!(world.told(run, "WARNING").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_no_node_takes_is_told_and_fails_only_with_a_timeout() {
     let (world, run) = world(Course::unschedulable("0/3 nodes: no cpu")).await;
     let agent = world.start(&["--pending-timeout", "700ms"]);
-    let warned = told(&world, run, "WARNING").await;
+    let warned = world.told(run, "WARNING").await;
     assert!(
         warned[0].ends_with("cannot be scheduled: 0/3 nodes: no cpu"),
         "{warned:?}"
@@ -247,7 +221,7 @@ async fn the_job_of_a_cancelled_run_is_deleted_after_its_grace() {
     assert!(running.is_ok(), "{}", agent.output());
     world.prefect.set_state_named(run, "Cancelled", "by hand");
     job_goes(&world, &agent).await;
-    let told = told(&world, run, "INFO").await;
+    let told = world.told(run, "INFO").await;
     assert!(
         told[0].ends_with("is deleted: its flow run is Cancelled"),
         "{told:?}"
@@ -310,7 +284,7 @@ async fn a_storm_under_faults_and_cut_watches_ends_every_run_and_tells_each_once
     agent.ended().await;
     for run in runs {
         // The report of the pod, and of the Job alone where the pods' watch was away for long.
-        let told = told(&world, run, "ERROR").await;
+        let told = world.told(run, "ERROR").await;
         let reports = told.iter().filter(|text| text.starts_with("Pod ")).count();
         assert!(reports <= 1 && told.len() <= 2, "{told:?}");
         let run = world.prefect.run(run).expect("seeded");
@@ -323,10 +297,79 @@ async fn a_storm_under_faults_and_cut_watches_ends_every_run_and_tells_each_once
 async fn what_is_not_due_yet_does_not_hold_up_the_end() {
     let (world, run) = world(Course::unschedulable("0/3 nodes: no cpu")).await;
     let agent = world.start(&["--pending-timeout", "1h"]);
-    told(&world, run, "WARNING").await;
+    world.told(run, "WARNING").await;
     let asked = std::time::Instant::now();
     agent.signal(nix::sys::signal::Signal::SIGTERM);
     let (code, output) = agent.ended().await;
     assert_eq!(code, Some(0), "{output}");
     assert!(asked.elapsed() < Duration::from_secs(3), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_lines_of_a_failed_container_are_in_its_report_where_they_may_be_read() {
+    let course = Course::exits_with(1, Duration::ZERO).with_log("reading\nboom: no such table\n");
+    let (world, run) = world(course).await;
+    let agent = world.start(&["--output-lines", "1"]);
+    world.fails(run, &agent).await;
+    let told = world.told(run, "ERROR").await;
+    assert!(
+        told[0].ends_with("\tLast output of container 'flow':\n\t\tboom: no such table"),
+        "{told:?}"
+    );
+    world.kubernetes.deny("get", "pods/log");
+    let secret = world.prefect.seed(retried(0));
+    world.fails(secret, &agent).await;
+    let told = world.told(secret, "ERROR").await;
+    assert!(
+        told[0].ends_with("Exit Code:: 1\n\t\tReason: Error"),
+        "{told:?}"
+    );
+    agent
+        .prints("The output of failed containers is not shown")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_run_that_the_api_does_not_know_is_left_alone_and_named_once() {
+    let (world, run) = world(Course::exits_with(1, Duration::ZERO)).await;
+    let foreign = Uuid::new_v4().to_string();
+    let job = json!({
+        "metadata": {"name": "foreign", "labels": {
+            "prefect.io/identifier": "0badcafe", "prefect.io/flow_run_id": foreign,
+        }},
+        "spec": {"backoffLimit": 0, "template": {
+            "metadata": {"labels": {"prefect.io/identifier": "0badcafe"}},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "flow", "image": "x"}]},
+        }},
+    });
+    let created = world.kubernetes.create("jobs", "default", job);
+    created.expect("a Job");
+    let agent = world.start(&[]);
+    agent.prints("which the API does not know").await;
+    world.fails(run, &agent).await;
+    let only_one = |api: &KubernetesApi| api.creation_count() == 2 && api.count("jobs") == 1;
+    world.cluster(&agent, only_one).await;
+    assert!(world.kubernetes.job("foreign").is_some());
+    let named = agent
+        .output()
+        .matches("which the API does not know")
+        .count();
+    assert_eq!(named, 1, "{}", agent.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_without_the_label_of_a_run_is_named_and_left_alone() {
+    let (world, run) = world(Course::exits_with(1, Duration::ZERO)).await;
+    let job = json!({
+        "metadata": {"name": "nobodys", "labels": {"prefect.io/identifier": "0badcafe"}},
+        "spec": {"template": {
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "flow", "image": "x"}]},
+        }},
+    });
+    let created = world.kubernetes.create("jobs", "default", job);
+    created.expect("a Job");
+    let agent = world.start(&[]);
+    agent.prints("Cannot manage Job nobodys").await;
+    world.fails(run, &agent).await;
+    assert!(world.kubernetes.job("nobodys").is_some());
 }

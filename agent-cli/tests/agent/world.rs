@@ -9,6 +9,7 @@ use agent_testkit::kubernetes::{Attempt, KubernetesApiBuilder};
 use agent_testkit::{Course, KubernetesApi, PodEnd, PrefectApi};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -110,6 +111,87 @@ impl World {
         let mut command = self.command();
         Agent::spawn(command.args(args))
     }
+
+    /// The binary with its HTTP endpoint.
+    pub(crate) fn start_with_endpoint(&self, args: &[&str]) -> (Agent, Endpoint) {
+        let endpoint = Endpoint::free();
+        let mut command = self.command();
+        command.args(args).args(["--agent-address", &endpoint.0]);
+        (Agent::spawn(&mut command), endpoint)
+    }
+
+    /// The texts in a run's log that come from the cluster, of one level, once there are any.
+    pub(crate) async fn told(&self, run: Uuid, level: &str) -> Vec<String> {
+        let entries = || self.log(run, level);
+        let there = self
+            .prefect
+            .wait_until(PATIENCE, |_| !entries().is_empty())
+            .await;
+        assert!(there.is_ok(), "nothing was told");
+        entries()
+    }
+
+    /// The texts in a run's log that come from the cluster, of one level.
+    pub(crate) fn log(&self, run: Uuid, level: &str) -> Vec<String> {
+        let logs = self.prefect.logs(run).into_iter();
+        logs.filter(|log| log.name.as_deref() == Some("k8s-infra"))
+            .filter(|log| log.level.as_deref() == Some(level))
+            .filter_map(|log| log.message)
+            .collect()
+    }
+
+    /// Waits until the cluster is as a test wants it.
+    pub(crate) async fn cluster(&self, agent: &Agent, ready: impl Fn(&KubernetesApi) -> bool) {
+        let became = self.kubernetes.wait_until(PATIENCE, ready).await;
+        assert!(became.is_ok(), "{}", agent.output());
+    }
+}
+
+/// Where an agent serves its health.
+pub(crate) struct Endpoint(String);
+
+impl Endpoint {
+    fn free() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        Self(format!("http://127.0.0.1:{}", free_port()))
+    }
+
+    /// Status and body of a page, once the endpoint answers.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let asked = async {
+            loop {
+                if let Ok(answer) = reqwest::get(format!("{}{path}", self.0)).await {
+                    let status = answer.status().as_u16();
+                    return (status, answer.text().await.expect("a body"));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let answer = tokio::time::timeout(PATIENCE, asked).await;
+        answer.expect("it answers")
+    }
+
+    pub(crate) async fn health(&self) -> Value {
+        serde_json::from_str(&self.get("/api/health").await.1).expect("JSON")
+    }
+
+    /// Waits until the health is as a test wants it.
+    pub(crate) async fn is(&self, agent: &Agent, ready: impl Fn(&Value) -> bool) {
+        let became = async {
+            while !ready(&self.health().await) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let became = tokio::time::timeout(PATIENCE, became).await;
+        let health = self.health().await;
+        assert!(became.is_ok(), "{health}\n{}", agent.output());
+    }
+}
+
+/// A port that nobody listens at.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
 }
 
 /// A running binary and what it has printed.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::SemaphorePermit;
+use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
 use super::Shared;
+use super::in_flight::{Place, Ticket};
 use super::in_hand::{Held, Stage};
+use super::slots::Slot;
 use crate::backoff::Backoff;
 use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Result, Submission};
 
@@ -19,11 +21,16 @@ const FRESH: Duration = Duration::from_secs(10);
 /// noticed after this time.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
-/// Deploys a run that a poll has found.
-pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held) {
+/// A backend that takes longer for one job is overloaded.
+const SLOW: Duration = Duration::from_secs(5);
+/// How long a run that is to fail waits for its log to hold the reason.
+const REASON: Duration = Duration::from_secs(2);
+
+/// Deploys a run that a poll has found; one that is due has lined up for room already.
+pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, ticket: Option<Ticket>) {
     let span = tracing::info_span!("deploy", flow_run_id = %run.id);
     async {
-        let Some(_slot) = start_time(&shared, &run, &held).await else {
+        let Some((place, _slot)) = start_time(&shared, &run, &held, ticket).await else {
             return;
         };
         let run = match reading(&shared, run).await {
@@ -35,7 +42,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held) {
                 );
             }
         };
-        if let Err(error) = claim_and_submit(&shared, &run, &held).await {
+        if let Err(error) = claim_and_submit(&shared, &run, &held, place).await {
             give_up(&shared, &run, error).await;
         }
     }
@@ -47,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held) {
 pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
     let span = tracing::info_span!("resume", flow_run_id = %run.id);
     async {
-        let Ok(_slot) = shared.slots.acquire().await else {
+        let Some(_slot) = shared.slots.acquire().await else {
             return;
         };
         if shared.stopping.is_cancelled() {
@@ -58,7 +65,8 @@ pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
             "Flow run {} was claimed but has no job; deploying it now",
             run.id
         );
-        if let Err(error) = submit(&shared, &run).await {
+        let place = shared.in_flight.enter_now(&run.id);
+        if let Err(error) = submit(&shared, &run, place).await {
             give_up(&shared, &run, error).await;
         }
     }
@@ -66,12 +74,14 @@ pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
     .await;
 }
 
-/// Waits until the run is due and a slot is free; `None` when the agent stops before that.
+/// Waits until the run is due, one more job may be in flight and a slot is free; `None` when the
+/// agent stops before that.
 async fn start_time<'a>(
     shared: &'a Shared,
     run: &FlowRun,
     held: &Held,
-) -> Option<SemaphorePermit<'a>> {
+    ticket: Option<Ticket>,
+) -> Option<(Place, Slot<'a>)> {
     let slot = async {
         if let Some(due) = run.due {
             while let Ok(left) = Duration::try_from(due.duration_since(shared.source.now()))
@@ -81,7 +91,9 @@ async fn start_time<'a>(
             }
         }
         held.enter(Stage::Due);
-        shared.slots.acquire().await.ok()
+        let ticket = ticket.unwrap_or_else(|| shared.in_flight.line_up(run));
+        let place = ticket.enter().await;
+        Some((place, shared.slots.acquire().await?))
     };
     tokio::select! {
         biased;
@@ -100,7 +112,7 @@ async fn reading(shared: &Shared, run: FlowRun) -> Result<Option<FlowRun>> {
     Ok(again.filter(|run| run.due.is_none_or(|due| due <= shared.source.now())))
 }
 
-async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held) -> Result<()> {
+async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Place) -> Result<()> {
     let running = match shared.backend.jobs(run).await {
         Ok(jobs) => jobs.into_iter().find(|job| !job.finished),
         Err(error) if error.is_transient() => {
@@ -110,7 +122,9 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held) -> Result
         Err(error) => return Err(error),
     };
     tracing::info!("Deploying flow run {} to execution environment...", run.id);
-    match shared.source.claim(run).await {
+    let claim = shared.source.claim(run).await;
+    count_claim(&claim);
+    match claim {
         Ok(Claim::Claimed) => held.enter(Stage::Claimed),
         Ok(Claim::Lost(reason)) => {
             tracing::debug!("Not deploying the flow run: {reason}");
@@ -121,6 +135,7 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held) -> Result
             return Ok(());
         }
         Err(error) if error.is_transient() => {
+            shared.slots.complain();
             tracing::warn!("Cannot claim the flow run, leaving it queued: {error}");
             return Ok(());
         }
@@ -132,26 +147,55 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held) -> Result
             run.id,
             job.name
         );
+        count_deployment("adopted");
         return Ok(());
     }
-    submit(shared, run).await
+    submit(shared, run, place).await
 }
 
 /// Submits a claimed run. An outage of the backend is waited out: the slot stays taken, so that
 /// no more is claimed than can be deployed. When the agent stops meanwhile, the next process
 /// recovers the run.
-async fn submit(shared: &Shared, run: &FlowRun) -> Result<()> {
+async fn submit(shared: &Shared, run: &FlowRun, place: Place) -> Result<()> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut refused: Option<Instant> = None;
     let Submission { job, created } = loop {
+        let began = Instant::now();
         match shared.backend.submit(run).await {
-            Ok(submission) => break submission,
+            Ok(submission) if began.elapsed() > SLOW => {
+                shared.slots.complain();
+                break submission;
+            }
+            Ok(submission) => {
+                shared.slots.succeed();
+                break submission;
+            }
+            Err(Error::Refused(why)) => {
+                let since = *refused.get_or_insert(began);
+                if since.elapsed() >= shared.options.submit_budget {
+                    return Err(Error::permanent(why));
+                }
+                tracing::warn!("Cannot submit flow run {}, will try again: {why}", run.id);
+                tokio::time::sleep(backoff.pause(None)).await;
+            }
             Err(error) if error.is_transient() => {
+                shared.slots.complain();
                 tracing::warn!("Cannot submit flow run {}, will try again: {error}", run.id);
                 tokio::time::sleep(backoff.pause(error.retry_after())).await;
             }
             Err(error) => return Err(error),
         }
     };
+    place.made(&job);
+    count_deployment(if created { "created" } else { "found" });
+    if created {
+        let now = shared.source.now();
+        let late = run.due.map_or_else(
+            || run.read_at.elapsed(),
+            |due| Duration::try_from(now.duration_since(due)).unwrap_or_default(),
+        );
+        metrics::histogram!("prefect_agent_deploy_latency_seconds").record(late);
+    }
     tracing::info!("Completed deployment of flow run {}", run.id);
     if created {
         let message = format!("Submitted for execution: Job {job}");
@@ -163,14 +207,27 @@ async fn submit(shared: &Shared, run: &FlowRun) -> Result<()> {
     Ok(())
 }
 
+fn count_claim(claim: &Result<Claim>) {
+    let outcome = match claim {
+        Ok(Claim::Claimed) => "claimed",
+        Ok(Claim::Lost(_)) => "lost",
+        Ok(Claim::StillQueued(_)) => "queued",
+        Err(_) => "failed",
+    };
+    metrics::counter!("prefect_agent_claims_total", "outcome" => outcome).increment(1);
+}
+
+fn count_deployment(outcome: &'static str) {
+    metrics::counter!("prefect_agent_deployments_total", "outcome" => outcome).increment(1);
+}
+
 /// Fails a run that can never be deployed, after telling its owner why.
 async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
     let message = error.to_string();
     tracing::error!("Cannot deploy flow run {}: {message}", run.id);
     let told = entry(shared, run, LogLevel::Error, message.clone());
-    if let Err(error) = shared.source.write_logs(&[told]).await {
-        tracing::warn!("Failed to write to the log of flow run {}: {error}", run.id);
-    }
+    // The reason before the state, unless the log takes its time.
+    let _ = timeout(REASON, shared.logs.written(vec![told])).await;
     tracing::info!("Updating flow run {} state to Failed...", run.id);
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     loop {
@@ -187,6 +244,8 @@ async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
         }
     }
     tracing::error!("Deployment of {} aborted!", run.id);
+    count_deployment("failed");
+    metrics::counter!("prefect_agent_runs_failed_total", "by" => "deployment").increment(1);
 }
 
 fn entry(shared: &Shared, run: &FlowRun, level: LogLevel, message: String) -> LogEntry {

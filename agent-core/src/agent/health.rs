@@ -1,10 +1,17 @@
 //! How the agent is doing, for a health endpoint and for people.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::in_flight::InFlight;
+
+/// A watch that has not broken off again for so long is up; while it is not, it tries twice a
+/// minute at least.
+const BROKEN: Duration = Duration::from_secs(60);
 
 /// A handle on a running [`crate::Agent`]. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +27,30 @@ struct Seen {
     last_error: Option<String>,
     first_round: bool,
     polls: u64,
+    leads: bool,
+    broken: BTreeMap<&'static str, Broken>,
+    in_flight: Option<Arc<InFlight>>,
+}
+
+/// A part of the watch over jobs that has broken off.
+#[derive(Debug)]
+struct Broken {
+    since: Instant,
+    last: Instant,
+    reason: String,
+}
+
+/// What an agent is at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AgentStatus {
+    /// Whether this replica is the one that supervises the jobs.
+    pub leads: bool,
+    /// Unfinished jobs of agents with the labels of this one, and those about to be made.
+    pub in_flight: usize,
+    /// How many there may be before runs have to wait in the queue.
+    pub max_in_flight: Option<usize>,
+    /// The parts of the watch over jobs that have broken off, each with how long ago and why.
+    pub broken_watches: BTreeMap<&'static str, (Duration, String)>,
 }
 
 impl AgentHealth {
@@ -59,6 +90,45 @@ impl AgentHealth {
                 _ => Ok(()),
             }
         })
+    }
+
+    /// What the agent is at; of no consequence for whether it is healthy.
+    pub fn status(&self) -> AgentStatus {
+        self.with(|seen| AgentStatus {
+            leads: seen.leads,
+            in_flight: seen.in_flight.as_ref().map_or(0, |jobs| jobs.count()),
+            max_in_flight: seen.in_flight.as_ref().and_then(|jobs| jobs.limit()),
+            broken_watches: seen
+                .broken
+                .iter()
+                .filter(|(_, broken)| broken.last.elapsed() < BROKEN)
+                .map(|(watch, broken)| (*watch, (broken.since.elapsed(), broken.reason.clone())))
+                .collect(),
+        })
+    }
+
+    pub(super) fn counts_in_flight(&self, jobs: Arc<InFlight>) {
+        self.with(|seen| seen.in_flight = Some(jobs));
+    }
+
+    pub(super) fn leads(&self, leads: bool) {
+        metrics::gauge!("prefect_agent_leader").set(if leads { 1.0 } else { 0.0 });
+        self.with(|seen| seen.leads = leads);
+    }
+
+    pub(super) fn watch_broke(&self, watch: &'static str, reason: String) {
+        metrics::counter!("prefect_agent_watch_restarts_total", "watch" => watch).increment(1);
+        let now = Instant::now();
+        self.with(|seen| {
+            let broken = seen.broken.remove(watch);
+            let before = broken.filter(|broken| broken.last.elapsed() < BROKEN);
+            let broken = Broken {
+                since: before.map_or(now, |broken| broken.since),
+                last: now,
+                reason,
+            };
+            seen.broken.insert(watch, broken);
+        });
     }
 
     pub(super) fn poke_signal(&self) -> Arc<Notify> {

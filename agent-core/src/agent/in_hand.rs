@@ -18,6 +18,17 @@ pub(super) enum Stage {
     Claimed,
 }
 
+impl Stage {
+    fn gauge(self) -> metrics::Gauge {
+        let stage = match self {
+            Self::Waiting => "waiting",
+            Self::Due => "due",
+            Self::Claimed => "claimed",
+        };
+        metrics::gauge!("prefect_agent_runs_in_hand", "stage" => stage)
+    }
+}
+
 /// How many runs are in each stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -71,6 +82,7 @@ impl InHand {
         }
         runs.held.insert(id.clone(), stage);
         self.counts.send_modify(|counts| *counts.of(stage) += 1);
+        stage.gauge().increment(1.0);
         Some(Held {
             id: id.clone(),
             in_hand: self.clone(),
@@ -109,6 +121,8 @@ impl Held {
                 *counts.of(before) -= 1;
                 *counts.of(stage) += 1;
             });
+            before.gauge().decrement(1.0);
+            stage.gauge().increment(1.0);
         }
     }
 }
@@ -121,6 +135,7 @@ impl Drop for Held {
             self.in_hand
                 .counts
                 .send_modify(|counts| *counts.of(stage) -= 1);
+            stage.gauge().decrement(1.0);
         }
     }
 }

@@ -1,83 +1,345 @@
-//! Writes entries to flow-run logs in the background, in batches and in order.
+//! Writes entries to flow-run logs in the background: in order, in batches, bounded in memory.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::{FlowRunSource, LogEntry};
+use crate::{FlowRunSource, LogEntry, LogLevel};
 
 /// Entries per request; what one Prefect API request takes easily.
 const BATCH: usize = 250;
-/// Entries that may wait; past that, whoever writes waits.
-const WAITING: usize = 4096;
+/// Bytes of messages per request; the API refuses bodies over 5 MB.
+const BATCH_BYTES: usize = 1 << 20;
+/// Entries and bytes of messages that may wait; past either, those that matter least are dropped.
+const WAITING: usize = 8192;
+const WAITING_BYTES: usize = 8 << 20;
 /// How long the first entry of a batch waits for others.
-const LINGER: Duration = Duration::from_millis(50);
+const LINGER: Duration = Duration::from_millis(100);
 
-/// Takes entries for the logs of flow runs.
-#[derive(Debug, Clone)]
-pub(super) struct LogSink(mpsc::Sender<LogEntry>);
+/// An entry that waits to be written, and who waits for that.
+struct Item {
+    entry: LogEntry,
+    /// Dropped when the entry was written, or cannot be.
+    _settled: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    items: VecDeque<Item>,
+    bytes: usize,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Notify,
+    drained: Notify,
+}
+
+/// Takes entries for the logs of flow runs. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct LogSink(Arc<Queue>);
 
 /// The task that writes what the [`LogSink`] took.
-pub(super) struct LogWriter(JoinHandle<()>);
+pub(super) struct LogWriter {
+    queue: Arc<Queue>,
+    task: JoinHandle<()>,
+}
 
 impl LogSink {
     pub(super) fn start(
         source: Arc<dyn FlowRunSource>,
         ended: CancellationToken,
     ) -> (Self, LogWriter) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        let writer = tokio::spawn(async move {
-            ended.run_until_cancelled(write(source, receiver)).await;
+        let queue = Arc::<Queue>::default();
+        let writer = Writer {
+            source,
+            queue: queue.clone(),
+        };
+        let task = tokio::spawn(async move {
+            ended.run_until_cancelled(writer.run()).await;
         });
-        (Self(sender), LogWriter(writer))
+        (Self(queue.clone()), LogWriter { queue, task })
     }
 
-    /// Hands over an entry; waits while too many are waiting already.
+    /// Hands over an entry. Waits only while errors alone fill the memory.
     pub(super) async fn write(&self, entry: LogEntry) {
-        if self.0.send(entry).await.is_err() {
-            tracing::error!("The log writer has stopped; a flow-run log entry is lost");
+        self.put(entry, None).await;
+    }
+
+    /// Hands over entries and waits until they are written, or cannot be.
+    pub(super) async fn written(&self, entries: Vec<LogEntry>) {
+        let mut settled = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let (sender, receiver) = oneshot::channel();
+            self.put(entry, Some(sender)).await;
+            settled.push(receiver);
         }
+        for one in settled {
+            let _ = one.await;
+        }
+    }
+
+    async fn put(&self, entry: LogEntry, settled: Option<oneshot::Sender<()>>) {
+        let mut item = Item {
+            entry,
+            _settled: settled,
+        };
+        loop {
+            let drained = self.0.drained.notified();
+            match self.0.lock().offer(item) {
+                None => break,
+                Some(back) => item = back,
+            }
+            drained.await;
+        }
+        self.0.filled.notify_one();
     }
 }
 
 impl LogWriter {
-    /// Waits until everything is written; all sinks must be gone. Gives up after `bound`.
+    /// Waits until everything is written; what comes later is lost. Gives up after `bound`.
     pub(super) async fn finish(self, bound: Duration) {
-        if tokio::time::timeout(bound, self.0).await.is_err() {
+        self.queue.lock().closed = true;
+        self.queue.filled.notify_one();
+        if timeout(bound, self.task).await.is_err() {
             tracing::warn!("Some flow-run log entries could not be written before the end");
         }
     }
 }
 
-async fn write(source: Arc<dyn FlowRunSource>, mut receiver: mpsc::Receiver<LogEntry>) {
-    let mut batch = Vec::new();
-    while receiver.recv_many(&mut batch, BATCH).await > 0 {
-        // Whatever comes within the next moment shares the request.
-        let deadline = tokio::time::Instant::now() + LINGER;
-        while batch.len() < BATCH {
-            match tokio::time::timeout_at(deadline, receiver.recv()).await {
-                Ok(Some(entry)) => batch.push(entry),
-                Ok(None) | Err(_) => break,
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Takes an item in, dropping what matters less when there is no room; gives the item back
+    /// when it may neither be dropped nor has room.
+    fn offer(&mut self, item: Item) -> Option<Item> {
+        if self.closed {
+            tracing::error!("The log writer has stopped; a flow-run log entry is lost");
+            return None;
+        }
+        while self.items.len() >= WAITING || self.bytes >= WAITING_BYTES {
+            let least = self.items.iter().map(|item| item.entry.level).min();
+            let least = least.unwrap_or(LogLevel::Error).min(item.entry.level);
+            if least == LogLevel::Error {
+                return Some(item);
+            }
+            dropped(least, "memory");
+            let mut levels = self.items.iter().map(|one| one.entry.level);
+            let at = levels.position(|level| level == least)?;
+            if let Some(item) = self.items.remove(at) {
+                self.bytes -= item.entry.message.len();
             }
         }
-        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        self.bytes += item.entry.message.len();
+        self.items.push_back(item);
+        metrics::gauge!("prefect_agent_logs_waiting").set(self.items.len() as f64);
+        None
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= BATCH || self.bytes >= BATCH_BYTES
+    }
+
+    fn take(&mut self) -> Vec<Item> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = self.items.front() {
+            let size = item.entry.message.len();
+            if batch.len() == BATCH || (bytes + size > BATCH_BYTES && !batch.is_empty()) {
+                break;
+            }
+            bytes += size;
+            batch.extend(self.items.pop_front());
+        }
+        self.bytes -= bytes;
+        metrics::gauge!("prefect_agent_logs_waiting").set(self.items.len() as f64);
+        batch
+    }
+}
+
+fn dropped(level: LogLevel, why: &'static str) {
+    metrics::counter!("prefect_agent_logs_dropped_total", "level" => level.name(), "reason" => why)
+        .increment(1);
+}
+
+struct Writer {
+    source: Arc<dyn FlowRunSource>,
+    queue: Arc<Queue>,
+}
+
+impl Writer {
+    async fn run(self) {
+        while let Some(batch) = self.batch().await {
+            self.queue.drained.notify_waiters();
+            self.deliver(batch).await;
+        }
+    }
+
+    /// The next batch, once it is full or its first entry has waited for long enough; `None` at
+    /// the end.
+    async fn batch(&self) -> Option<Vec<Item>> {
         loop {
-            match source.write_logs(&batch).await {
-                Ok(()) => break,
-                Err(error) if error.is_transient() => {
-                    tracing::warn!("Failed to write flow-run logs, will try again: {error}");
-                    tokio::time::sleep(backoff.pause(error.retry_after())).await;
+            {
+                let waiting = self.queue.lock();
+                if !waiting.items.is_empty() {
+                    break;
                 }
-                Err(error) => {
-                    tracing::error!("Lost {} flow-run log entries: {error}", batch.len());
+                if waiting.closed {
+                    return None;
+                }
+            }
+            self.queue.filled.notified().await;
+        }
+        let deadline = Instant::now() + LINGER;
+        loop {
+            {
+                let waiting = self.queue.lock();
+                if waiting.closed || waiting.is_full() {
                     break;
                 }
             }
+            if timeout_at(deadline, self.queue.filled.notified())
+                .await
+                .is_err()
+            {
+                break;
+            }
         }
-        batch.clear();
+        Some(self.queue.lock().take())
+    }
+
+    /// Writes a batch, whatever it takes. One that is refused is halved, so that an entry that
+    /// cannot be written takes no other with it.
+    async fn deliver(&self, batch: Vec<Item>) {
+        let mut batches = vec![batch];
+        while let Some(mut batch) = batches.pop() {
+            match self.try_deliver(&mut batch).await {
+                Ok(()) => {}
+                Err(_) if batch.len() > 1 => {
+                    let second = batch.split_off(batch.len() / 2);
+                    batches.extend([second, batch]);
+                }
+                Err(error) => {
+                    for item in &batch {
+                        dropped(item.entry.level, "refused");
+                        let run = &item.entry.flow_run_id;
+                        tracing::error!("Lost an entry for the log of flow run {run}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes a batch until it is there or refused. After a failure that may pass it first looks
+    /// which entries are there nevertheless.
+    async fn try_deliver(&self, batch: &mut Vec<Item>) -> crate::Result<()> {
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        while !batch.is_empty() {
+            let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
+            let mut error = match self.source.write_logs(&entries).await {
+                Ok(()) => {
+                    for entry in &entries {
+                        metrics::counter!("prefect_agent_logs_written_total", "level" => entry.level.name())
+                            .increment(1);
+                    }
+                    return Ok(());
+                }
+                Err(error) if error.is_transient() => error,
+                Err(error) => return Err(error),
+            };
+            let there = loop {
+                tracing::warn!("Failed to write flow-run logs, will try again: {error}");
+                sleep(backoff.pause(error.retry_after())).await;
+                match self.source.logged(&entries).await {
+                    Ok(there) => break there,
+                    Err(again) if again.is_transient() => error = again,
+                    // A source that cannot tell: rather twice than never.
+                    Err(_) => break Vec::new(),
+                }
+            };
+            let mut there = there.into_iter();
+            batch.retain(|_| !there.next().unwrap_or(false));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(level: LogLevel, message: &str) -> Item {
+        let entry = LogEntry {
+            flow_run_id: "run".into(),
+            name: "agent".to_owned(),
+            message: message.to_owned(),
+            level,
+            timestamp: None,
+        };
+        Item {
+            entry,
+            _settled: None,
+        }
+    }
+
+    fn levels(waiting: &Waiting) -> [usize; 4] {
+        use LogLevel::{Debug, Error, Info, Warning};
+        let count = |level| {
+            let items = waiting.items.iter();
+            items.filter(|item| item.entry.level == level).count()
+        };
+        [Debug, Info, Warning, Error].map(count)
+    }
+
+    #[test]
+    fn what_matters_least_is_dropped_first_and_errors_never() {
+        let mut waiting = Waiting::default();
+        for _ in 0..WAITING / 2 {
+            assert!(waiting.offer(item(LogLevel::Debug, "")).is_none());
+            assert!(waiting.offer(item(LogLevel::Info, "")).is_none());
+        }
+        for _ in 0..WAITING / 2 {
+            assert!(waiting.offer(item(LogLevel::Error, "")).is_none());
+        }
+        assert_eq!(levels(&waiting), [0, WAITING / 2, 0, WAITING / 2]);
+        assert!(waiting.offer(item(LogLevel::Debug, "")).is_none());
+        assert_eq!(levels(&waiting), [0, WAITING / 2, 0, WAITING / 2]);
+        for _ in 0..WAITING / 2 {
+            assert!(waiting.offer(item(LogLevel::Error, "")).is_none());
+        }
+        assert_eq!(levels(&waiting), [0, 0, 0, WAITING]);
+        assert!(
+            waiting.offer(item(LogLevel::Error, "")).is_some(),
+            "it has to wait"
+        );
+        assert!(waiting.offer(item(LogLevel::Warning, "")).is_none());
+        assert_eq!(levels(&waiting), [0, 0, 0, WAITING]);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_entries_and_in_bytes() {
+        let mut waiting = Waiting::default();
+        for _ in 0..BATCH + 1 {
+            waiting.offer(item(LogLevel::Info, "short"));
+        }
+        assert_eq!(waiting.take().len(), BATCH);
+        let long = "x".repeat(BATCH_BYTES / 2 + 1);
+        for _ in 0..3 {
+            waiting.offer(item(LogLevel::Info, &long));
+        }
+        assert_eq!([2, 1, 1].map(|_| waiting.take().len()), [2, 1, 1]);
+        assert_eq!(waiting.bytes, 0);
     }
 }

@@ -3,28 +3,37 @@
 
 mod deploy;
 mod health;
+mod in_flight;
 mod in_hand;
 mod logs;
 mod poll;
 mod recover;
+mod slots;
 mod supervise;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::health::AgentHealth;
+pub use self::health::{AgentHealth, AgentStatus};
+use self::in_flight::InFlight;
 use self::in_hand::InHand;
 use self::logs::LogSink;
+use self::slots::Slots;
 use crate::{FlowRunSource, JobBackend, Result};
 
 /// How far ahead runs are fetched. It is the longest pause between two polls, so that a run is in
 /// hand before its start time whenever it was scheduled that early.
 const PREFETCH: Duration = Duration::from_secs(10);
+
+/// How long each of the last steps of a shutdown may take.
+const FINISH: Duration = Duration::from_secs(5);
 
 /// What an [`Agent`] can be told; see the setters of [`AgentBuilder`].
 #[derive(Debug, Clone)]
@@ -39,6 +48,8 @@ struct Options {
     keep_succeeded: Duration,
     keep_failed: Duration,
     cancel_grace: Duration,
+    max_in_flight: Option<usize>,
+    submit_budget: Duration,
 }
 
 /// What all parts of a running agent share.
@@ -47,7 +58,8 @@ struct Shared {
     source: Arc<dyn FlowRunSource>,
     backend: Arc<dyn JobBackend>,
     in_hand: Arc<InHand>,
-    slots: Semaphore,
+    in_flight: Arc<InFlight>,
+    slots: Slots,
     logs: LogSink,
     health: AgentHealth,
     poke: Arc<Notify>,
@@ -83,6 +95,8 @@ impl Agent {
                 keep_succeeded: Duration::ZERO,
                 keep_failed: Duration::ZERO,
                 cancel_grace: Duration::from_secs(60),
+                max_in_flight: None,
+                submit_budget: Duration::from_secs(120),
             },
         }
     }
@@ -104,10 +118,13 @@ impl Agent {
         let stopping = CancellationToken::new();
         let ended = CancellationToken::new();
         let _ended = ended.clone().drop_guard();
+        let in_flight = Arc::new(InFlight::new(self.options.max_in_flight));
+        self.health.counts_in_flight(in_flight.clone());
         let (logs, log_writer) = LogSink::start(self.source.clone(), ended.clone());
         let shared = Arc::new(Shared {
             in_hand: Arc::default(),
-            slots: Semaphore::new(self.options.concurrency),
+            in_flight,
+            slots: Slots::new(self.options.concurrency),
             logs,
             poke: self.health.poke_signal(),
             health: self.health,
@@ -118,11 +135,15 @@ impl Agent {
             source: self.source,
             backend: self.backend,
         });
+        let backend = shared.backend.clone();
+        let supervision = {
+            let (shared, ended) = (shared.clone(), ended.clone());
+            tokio::spawn(async move { ended.run_until_cancelled(supervise::run(shared)).await })
+        };
         let work = async {
             tokio::select! {
                 () = poll::run(&shared) => shared.finish_all().await,
                 never = recover::run(&shared) => match never {},
-                never = supervise::run(&shared) => match never {},
             }
         };
         tokio::select! {
@@ -130,10 +151,22 @@ impl Agent {
             () = shutdown => {}
         }
         stopping.cancel();
-        shared.drain().await;
+        tokio::join!(shared.drain(), finish(supervision));
+        // Bounded, as everything here: whoever stops the agent will not wait for ever.
+        let _ = timeout(FINISH, backend.resign()).await;
         drop(shared);
-        log_writer.finish(Duration::from_secs(5)).await;
+        log_writer.finish(FINISH).await;
         Ok(())
+    }
+}
+
+/// Waits until the supervision has finished what it had begun; what it cannot finish is taken up
+/// by the next process.
+async fn finish(mut supervision: JoinHandle<Option<()>>) {
+    match timeout(FINISH, &mut supervision).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::error!("The supervision of jobs has failed: {error}"),
+        Err(_) => supervision.abort(),
     }
 }
 
@@ -159,7 +192,7 @@ impl Shared {
         if left > 0 {
             tracing::info!("Finishing {left} deployment(s) before the end...");
         }
-        if tokio::time::timeout(self.options.drain, self.deployments.wait())
+        if timeout(self.options.drain, self.deployments.wait())
             .await
             .is_err()
         {
@@ -241,6 +274,23 @@ impl AgentBuilder {
     #[must_use]
     pub fn cancel_grace(mut self, grace: Duration) -> Self {
         self.options.cancel_grace = grace;
+        self
+    }
+
+    /// How many unfinished jobs there may be, of agents with the labels of this one; further runs
+    /// stay in the source's queue. Several replicas can exceed it for a moment, by what each of
+    /// them is making. Default: no limit.
+    #[must_use]
+    pub fn max_in_flight(mut self, jobs: Option<usize>) -> Self {
+        self.options.max_in_flight = jobs;
+        self
+    }
+
+    /// For how long a job that the backend [refuses for now](crate::Error::Refused) is tried again
+    /// before its run fails. Default: 120 s.
+    #[must_use]
+    pub fn submit_retry_budget(mut self, budget: Duration) -> Self {
+        self.options.submit_budget = budget;
         self
     }
 

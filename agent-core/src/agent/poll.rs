@@ -78,7 +78,7 @@ async fn claims(shared: &Shared) {
     let room = timeout(PREFETCH, async {
         tokio::select! {
             () = claimed => {}
-            permit = shared.slots.acquire() => drop(permit),
+            slot = shared.slots.acquire() => drop(slot),
         }
     });
     let _ = room.await;
@@ -110,8 +110,13 @@ async fn round(shared: &Arc<Shared>) -> Round {
         })
         .await;
     shared.health.poll_answered(answer.as_ref().err());
+    let outcome = if answer.is_ok() { "answered" } else { "failed" };
+    metrics::counter!("prefect_agent_polls_total", "outcome" => outcome).increment(1);
     let ready = match answer {
-        Ok(ready) => ready,
+        Ok(ready) => {
+            metrics::gauge!("prefect_agent_queue_length").set(ready.queued as f64);
+            ready
+        }
         Err(error) => {
             tracing::error!("Failed to query for ready flow runs: {error}");
             return Round::Nothing;
@@ -156,6 +161,7 @@ fn take(shared: &Arc<Shared>, run: FlowRun, room: usize) -> Option<Stage> {
     }
     let held = shared.in_hand.take(&run.id, stage)?;
     tracing::debug!("Submitting flow run {} for deployment...", run.id);
-    shared.deploy(deploy::run(shared.clone(), run, held));
+    let ticket = (stage == Stage::Due).then(|| shared.in_flight.line_up(&run));
+    shared.deploy(deploy::run(shared.clone(), run, held, ticket));
     Some(stage)
 }

@@ -30,6 +30,7 @@ async fn recover(shared: &Arc<Shared>, run: FlowRun) {
     };
     match shared.backend.jobs(&run).await {
         Ok(jobs) if jobs.is_empty() => {
+            metrics::counter!("prefect_agent_recovered_total").increment(1);
             shared.deploy(deploy::resume(shared.clone(), run, held));
         }
         Ok(_) => {}

@@ -4,8 +4,8 @@ use agent_core::{Flow, FlowRun};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 
-use super::ManifestSettings;
 use super::shape::Misfit;
+use super::{LABELS, ManifestSettings};
 
 /// The variables that hold the API key; the older one is for old images.
 const KEYS: [&str; 2] = ["PREFECT__CLOUD__API_KEY", "PREFECT__CLOUD__AUTH_TOKEN"];
@@ -62,7 +62,7 @@ pub(super) fn environment(
     };
     for (name, value) in [
         ("PREFECT__BACKEND", settings.backend.as_str()),
-        ("PREFECT__CLOUD__AGENT__LABELS", &settings.labels),
+        (LABELS, &settings.labels),
         ("PREFECT__CLOUD__API", &settings.api),
         (KEYS[0], key),
         ("PREFECT__CLOUD__TENANT_ID", tenant),

@@ -29,6 +29,9 @@ pub const FLOW_RUN_ID: &str = "prefect.io/flow_run_id";
 /// Label that holds the flow's id.
 pub const FLOW_ID: &str = "prefect.io/flow_id";
 
+/// Variable that tells a flow the labels of the agent which made its Job.
+pub(crate) const LABELS: &str = "PREFECT__CLOUD__AGENT__LABELS";
+
 /// How much of a template's name goes into a Job's name, in characters.
 const NAME: usize = 48;
 /// The pod's specification in a Job.
@@ -106,6 +109,11 @@ impl Manifests {
             settings,
             templates: Templates::new(store),
         }
+    }
+
+    /// The agent's labels, as flows are told them.
+    pub(crate) fn labels(&self) -> &str {
+        &self.settings.labels
     }
 
     /// Builds the manifest for a run.

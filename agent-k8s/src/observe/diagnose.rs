@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use agent_core::{Finding, LogEntry, LogLevel};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::manifest::identifier;
 
@@ -23,6 +24,9 @@ const START: [&str; 3] = [
 const PENDING_GRACE: Duration = Duration::from_secs(1);
 /// How long a failed Job waits for news of its pods.
 const POD_GRACE: Duration = Duration::from_millis(1500);
+
+/// A pause that no process lives to see the end of.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How long something that looks bad may stay so before the run fails.
 #[derive(Debug, Clone)]
@@ -55,7 +59,7 @@ pub(super) fn findings(
     pods: &[&PodView],
     events: &[&EventView],
     graces: &Graces,
-    mut since: impl FnMut(&str) -> Timestamp,
+    mut since: impl FnMut(&str) -> Instant,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     for pod in pods {
@@ -78,7 +82,9 @@ pub(super) fn findings(
     if let Some(reason) = &job.failed {
         findings.push(failed_job(job, pods, reason, &mut since));
     }
-    findings.retain(|finding| !job.reported.contains(&finding.key));
+    for finding in &mut findings {
+        finding.told = job.told.contains(&finding.key);
+    }
     findings
 }
 
@@ -90,7 +96,7 @@ pub(super) fn gone(job: &JobView) -> Finding {
     );
     Finding {
         failure: Some(message.clone()),
-        ..Finding::told("gone", vec![entry(job, LogLevel::Error, message, None)])
+        ..Finding::new("gone", vec![entry(job, LogLevel::Error, message, None)])
     }
 }
 
@@ -109,15 +115,17 @@ fn entry(job: &JobView, level: LogLevel, message: String, at: Option<Timestamp>)
     }
 }
 
-fn after(start: Timestamp, pause: Duration) -> Option<Timestamp> {
-    start.checked_add(pause).ok()
+/// A time so much later, or one that never comes.
+fn after(start: Instant, pause: Duration) -> Option<Instant> {
+    let never = || start.checked_add(NEVER);
+    start.checked_add(pause).or_else(never)
 }
 
 fn pending(
     job: &JobView,
     pod: &PodView,
     event: &EventView,
-    since: &mut impl FnMut(&str) -> Timestamp,
+    since: &mut impl FnMut(&str) -> Instant,
 ) -> Finding {
     let message = format!(
         "Event: '{}' on pod '{}'\n\tMessage: {}",
@@ -126,7 +134,7 @@ fn pending(
     let seen = since(&format!("pending {}", pod.uid));
     Finding {
         not_before: after(seen, PENDING_GRACE),
-        ..Finding::told(
+        ..Finding::new(
             format!("e{}", short(&event.uid)),
             vec![entry(job, LogLevel::Debug, message, event.at)],
         )
@@ -138,7 +146,7 @@ fn stuck(
     job: &JobView,
     pod: &PodView,
     graces: &Graces,
-    since: &mut impl FnMut(&str) -> Timestamp,
+    since: &mut impl FnMut(&str) -> Instant,
 ) -> Option<Finding> {
     pod.containers.iter().find_map(|container| {
         let ContainerState::Waiting { reason, message } = &container.state else {
@@ -163,7 +171,7 @@ fn stuck(
             failure: Some(failure),
             deletes: true,
             not_before: grace,
-            ..Finding::told(
+            ..Finding::new(
                 format!("w{}", short(&pod.uid)),
                 vec![entry(job, LogLevel::Error, told, None)],
             )
@@ -176,7 +184,7 @@ fn unschedulable(
     job: &JobView,
     pod: &PodView,
     graces: &Graces,
-    since: &mut impl FnMut(&str) -> Timestamp,
+    since: &mut impl FnMut(&str) -> Instant,
 ) -> Vec<Finding> {
     let Some(reason) = pod
         .unschedulable
@@ -186,7 +194,7 @@ fn unschedulable(
         return Vec::new();
     };
     let message = format!("Pod {} cannot be scheduled: {reason}", pod.name);
-    let mut findings = vec![Finding::told(
+    let mut findings = vec![Finding::new(
         format!("u{}", identifier(reason, 0)),
         vec![entry(job, LogLevel::Warning, message.clone(), None)],
     )];
@@ -195,7 +203,7 @@ fn unschedulable(
             failure: Some(format!("Kubernetes Error: {message}")),
             deletes: true,
             not_before: after(since(&format!("pending {}", pod.uid)), timeout),
-            ..Finding::told(
+            ..Finding::new(
                 format!("wpending{}", short(&pod.uid)),
                 vec![entry(job, LogLevel::Error, message, None)],
             )
@@ -209,13 +217,13 @@ fn no_pod(
     job: &JobView,
     event: &EventView,
     graces: &Graces,
-    since: &mut impl FnMut(&str) -> Timestamp,
+    since: &mut impl FnMut(&str) -> Instant,
 ) -> [Finding; 2] {
     let message = format!("Job {} cannot create its pod: {}", job.name, event.message);
     // Each attempt names another pod, but for the same reason.
     let words = event.message.split(' ');
     let reason: Vec<&str> = words.filter(|word| !word.contains(&job.name)).collect();
-    let told = Finding::told(
+    let told = Finding::new(
         format!("c{}", identifier(&reason.join(" "), 0)),
         vec![entry(job, LogLevel::Warning, message.clone(), event.at)],
     );
@@ -223,7 +231,7 @@ fn no_pod(
         failure: Some(format!("Kubernetes Error: {message}")),
         deletes: true,
         not_before: after(since("no pod"), graces.create_failure),
-        ..Finding::told("wnopod", vec![entry(job, LogLevel::Error, message, None)])
+        ..Finding::new("wnopod", vec![entry(job, LogLevel::Error, message, None)])
     };
     [told, failed]
 }
@@ -244,10 +252,23 @@ fn failed_pod(job: &JobView, pod: &PodView) -> Finding {
             lines.push(format!("\t{meaning}"));
         }
     }
-    Finding::told(
-        format!("p{}", short(&pod.uid)),
-        vec![entry(job, LogLevel::Error, lines.join("\n"), None)],
-    )
+    Finding {
+        output_of: outputs(pod),
+        ..Finding::new(
+            format!("p{}", short(&pod.uid)),
+            vec![entry(job, LogLevel::Error, lines.join("\n"), None)],
+        )
+    }
+}
+
+/// The containers of a pod whose last output may say why it failed.
+fn outputs(pod: &PodView) -> Vec<String> {
+    let failed = pod.containers.iter().filter(|container| {
+        matches!(container.state, ContainerState::Terminated { exit_code, .. } if exit_code != 0)
+    });
+    failed
+        .map(|container| format!("{}/{}", pod.name, container.name))
+        .collect()
 }
 
 fn report(lines: &mut Vec<String>, name: &str, state: &ContainerState) {
@@ -296,7 +317,7 @@ fn failed_job(
     job: &JobView,
     pods: &[&PodView],
     reason: &str,
-    since: &mut impl FnMut(&str) -> Timestamp,
+    since: &mut impl FnMut(&str) -> Instant,
 ) -> Finding {
     let failed: Vec<String> = pods
         .iter()
@@ -309,7 +330,7 @@ fn failed_job(
         return Finding {
             failure: Some(message.clone()),
             not_before: after(since(key), POD_GRACE),
-            ..Finding::told(key, vec![entry(job, LogLevel::Error, message, None)])
+            ..Finding::new(key, vec![entry(job, LogLevel::Error, message, None)])
         };
     }
     Finding {
@@ -317,7 +338,7 @@ fn failed_job(
             "Kubernetes Error: pods [{}] failed for this job",
             failed.join(", ")
         )),
-        ..Finding::told(key, Vec::new())
+        ..Finding::new(key, Vec::new())
     }
 }
 

@@ -1,23 +1,25 @@
 //! Watches over Jobs, their pods and events, brought together Job by Job.
 
 mod diagnose;
+mod notes;
 mod view;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use agent_core::{JobState, Observation};
+use agent_core::{JobState, Observation, Sighting};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher as watch};
 use kube::{Client, Resource, ResourceExt};
+use tokio::time::Instant;
 
 pub use self::diagnose::Graces;
+pub(crate) use self::notes::{Notes, REPORTED};
 use self::view::{EventView, JobView, PodView};
-pub(crate) use self::view::{REPORTED, told};
+use crate::error::explain;
 use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
 
 /// Everything that is known of the Jobs in the namespace.
@@ -32,7 +34,7 @@ struct Index {
     /// Keys of events by the object that they are about.
     by_object: HashMap<String, BTreeSet<String>>,
     /// When something about a Job was seen first.
-    since: HashMap<String, HashMap<String, Timestamp>>,
+    since: HashMap<String, HashMap<String, Instant>>,
     /// What a new listing has shown so far.
     listed: [HashSet<String>; 3],
     /// Both Jobs and pods were listed once.
@@ -49,6 +51,8 @@ enum Change<V> {
     IsNot(String),
     /// All that exist were listed.
     Listed,
+    /// The watch has broken off.
+    Broken(String),
 }
 
 /// A change to one kind of object.
@@ -58,25 +62,35 @@ enum Seen {
     Event(Change<(String, EventView)>),
 }
 
-/// The observations of the Jobs in a namespace; a watch that breaks begins again by itself.
-pub(crate) fn observations(
+/// What is seen of the Jobs in a namespace; a watch that breaks begins again by itself. `labels`
+/// are those of the agent, as its Jobs tell them.
+pub(crate) fn sightings(
     client: &Client,
     namespace: &str,
+    labels: &str,
     graces: Graces,
-) -> BoxStream<'static, Observation> {
-    let ours = format!("{IDENTIFIER},{FLOW_RUN_ID}");
-    let ours = watcher::Config::default().labels(&ours);
+) -> BoxStream<'static, Sighting> {
+    let ours = watcher::Config::default().labels(IDENTIFIER);
     let jobs = Api::namespaced(client.clone(), namespace);
-    let jobs = changes("Jobs", jobs, ours.clone(), JobView::of);
+    let labels = labels.to_owned();
+    let mut unlabelled = HashSet::new();
+    let jobs = changes(jobs, ours.clone(), move |job| {
+        let view = JobView::of(job, &labels);
+        if view.is_none() && unlabelled.insert(job.name_any()) {
+            tracing::warn!(
+                "Cannot manage Job {}: it has no label {}",
+                job.name_any(),
+                FLOW_RUN_ID
+            );
+        }
+        view
+    });
     let pods = Api::namespaced(client.clone(), namespace);
-    let pods = changes("pods", pods, ours, PodView::of);
+    let pods = changes(pods, ours, PodView::of);
     let events = Api::namespaced(client.clone(), namespace);
-    let events = changes(
-        "events",
-        events,
-        watcher::Config::default(),
-        |event: &Event| Some((event.name_any(), EventView::of(event)?)),
-    );
+    let events = changes(events, watcher::Config::default(), |event: &Event| {
+        Some((event.name_any(), EventView::of(event)?))
+    });
     let mut index = Index {
         graces,
         ..Index::default()
@@ -86,15 +100,14 @@ pub(crate) fn observations(
         pods.map(Seen::Pod).boxed(),
         events.map(Seen::Event).boxed(),
     ])
-    .flat_map(move |seen| stream::iter(index.apply(seen)))
+    .flat_map(move |seen| stream::iter(index.take_in(seen)))
     .boxed()
 }
 
 fn changes<K, V: Send + 'static>(
-    what: &'static str,
     api: Api<K>,
     config: watcher::Config,
-    view: impl Fn(&K) -> Option<V> + Send + 'static,
+    mut view: impl FnMut(&K) -> Option<V> + Send + 'static,
 ) -> impl Stream<Item = Change<V>> + Send
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
@@ -109,16 +122,38 @@ where
                     view(&object).map(Change::Is)
                 }
                 Ok(watcher::Event::Delete(object)) => Some(Change::IsNot(object.name_any())),
-                Err(error) => {
-                    tracing::warn!("The watch over {what} broke off: {error}");
-                    None
-                }
+                Err(error) => Some(Change::Broken(explain(&error))),
             };
             std::future::ready(change)
         })
 }
 
+impl Seen {
+    /// The watch that has broken off, and why.
+    fn broken(&self) -> Option<(&'static str, &String)> {
+        match self {
+            Self::Job(Change::Broken(reason)) => Some(("jobs", reason)),
+            Self::Pod(Change::Broken(reason)) => Some(("pods", reason)),
+            Self::Event(Change::Broken(reason)) => Some(("events", reason)),
+            _ => None,
+        }
+    }
+}
+
 impl Index {
+    /// Takes in a change; what is seen then.
+    fn take_in(&mut self, seen: Seen) -> Vec<Sighting> {
+        if let Some((watch, reason)) = seen.broken() {
+            tracing::warn!("The watch over {watch} broke off: {reason}");
+            let reason = reason.clone();
+            return vec![Sighting::Broken { watch, reason }];
+        }
+        let before = self.complete == [true, true];
+        let jobs = self.apply(seen).into_iter().map(Sighting::Job);
+        let complete = self.complete == [true, true] && !before;
+        jobs.chain(complete.then_some(Sighting::Complete)).collect()
+    }
+
     /// Takes in a change; the observations of the Jobs that it concerns.
     fn apply(&mut self, seen: Seen) -> Vec<Observation> {
         let before = self.complete == [true, true];
@@ -157,14 +192,8 @@ impl Index {
                     .entry(view.identifier.clone())
                     .or_default();
                 entry.0 = Some(name.clone());
-                let old = self.jobs.insert(name.clone(), view.clone());
-                // An own note of what was told is no news.
-                let news = old.is_none_or(|old| {
-                    JobView {
-                        reported: view.reported.clone(),
-                        ..old
-                    } != view
-                });
+                let news = self.jobs.get(&name) != Some(&view);
+                self.jobs.insert(name.clone(), view);
                 return (news.then_some(name).into_iter().collect(), Vec::new());
             }
             Change::IsNot(name) => {
@@ -176,6 +205,7 @@ impl Index {
                 let gone = missing.iter().filter_map(|name| self.remove_job(name));
                 return (Vec::new(), gone.collect());
             }
+            Change::Broken(_) => {}
         }
         Default::default()
     }
@@ -190,13 +220,13 @@ impl Index {
             }
         }
         // What the agent deletes itself has ended, or has been told of.
-        let ended = job.is_finished() || job.reported.iter().any(|key| diagnose::ends(key));
-        let lost = !ended;
+        let lost = !job.is_finished() && !job.ending;
         Some(Observation {
             findings: lost.then(|| diagnose::gone(&job)).into_iter().collect(),
             job: job.name,
             flow_run_id: job.run,
             state: JobState::Gone,
+            own: job.own,
             ended_at: None,
         })
     }
@@ -224,6 +254,7 @@ impl Index {
                     self.remove_pod(&name);
                 }
             }
+            Change::Broken(_) => {}
         }
         Vec::new()
     }
@@ -265,6 +296,7 @@ impl Index {
                     self.remove_event(&key);
                 }
             }
+            Change::Broken(_) => {}
         }
         Vec::new()
     }
@@ -315,11 +347,12 @@ impl Index {
         events.sort_by_key(|event| event.at);
         let since = self.since.entry(name.to_owned()).or_default();
         let findings = diagnose::findings(job, &pods, &events, &self.graces, |key| {
-            *since.entry(key.to_owned()).or_insert_with(Timestamp::now)
+            *since.entry(key.to_owned()).or_insert_with(Instant::now)
         });
         Some(Observation {
             job: job.name.clone(),
             flow_run_id: job.run.clone(),
+            own: job.own,
             ended_at: job.ended_at,
             state: match (job.complete, &job.failed) {
                 (true, _) => JobState::Succeeded,

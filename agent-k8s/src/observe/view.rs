@@ -8,10 +8,8 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
 use kube::ResourceExt;
 
-use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
-
-/// Annotation that holds the keys of the findings that were told.
-pub(crate) const REPORTED: &str = "prefect.io/reported";
+use super::notes::{Notes, REPORTED};
+use crate::manifest::{FLOW_RUN_ID, IDENTIFIER, LABELS};
 
 /// What is kept of a Job.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +17,12 @@ pub(super) struct JobView {
     pub(super) name: String,
     pub(super) identifier: String,
     pub(super) run: FlowRunId,
-    pub(super) reported: HashSet<String>,
+    /// Keys of the findings that were told.
+    pub(super) told: HashSet<String>,
+    /// Whether a finding that ends the Job was told, or is being told.
+    pub(super) ending: bool,
+    /// Whether the Job was made by an agent with our labels.
+    pub(super) own: bool,
     pub(super) complete: bool,
     /// The message of the condition Failed.
     pub(super) failed: Option<String>,
@@ -29,21 +32,22 @@ pub(super) struct JobView {
 
 impl JobView {
     /// `None` for a Job that is not one of a flow run.
-    pub(super) fn of(job: &Job) -> Option<Self> {
+    pub(super) fn of(job: &Job, labels: &str) -> Option<Self> {
         let label = |name: &str| job.labels().get(name).cloned();
         let conditions = job.status.as_ref().and_then(|s| s.conditions.as_deref());
         let condition = |kind: &str| {
             let mut conditions = conditions.unwrap_or_default().iter();
             conditions.find(|one| one.type_ == kind && one.status == "True")
         };
+        let notes = job.annotations().get(REPORTED).map(String::as_str);
+        let notes = Notes::of(notes.unwrap_or_default());
         Some(Self {
             name: job.name_any(),
             identifier: label(IDENTIFIER)?,
             run: label(FLOW_RUN_ID)?.into(),
-            reported: job
-                .annotations()
-                .get(REPORTED)
-                .map_or_else(HashSet::new, |keys| told(keys)),
+            ending: notes.0.keys().any(|key| super::diagnose::ends(key)),
+            told: notes.told(),
+            own: agents_labels(job) == Some(labels),
             complete: condition("Complete").is_some(),
             failed: condition("Failed").map(|one| {
                 let reason = one.reason.as_deref().unwrap_or_default();
@@ -62,10 +66,14 @@ impl JobView {
     }
 }
 
-/// The keys in the annotation.
-pub(crate) fn told(annotation: &str) -> HashSet<String> {
-    let keys = annotation.split(',').filter(|key| !key.is_empty());
-    keys.map(str::to_owned).collect()
+/// The labels of the agent that made a Job, as it told the flow.
+fn agents_labels(job: &Job) -> Option<&str> {
+    let pod = job.spec.as_ref()?.template.spec.as_ref()?;
+    let mut env = pod
+        .containers
+        .iter()
+        .flat_map(|one| one.env.iter().flatten());
+    env.find(|one| one.name == LABELS)?.value.as_deref()
 }
 
 /// What is kept of a pod.

@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::inputs::{
-    Direction, FlowRunFilter, FlowRunOrder, IntComparison, StringComparison, TaskRunFilter,
-    TimeComparison, UuidComparison,
+    Direction, FlowRunFilter, FlowRunOrder, IntComparison, LogFilter, StringComparison,
+    TaskRunFilter, TimeComparison, UuidComparison,
 };
-use super::rows::{FlowRunRow, TaskRunRow};
+use super::rows::{FlowRunRow, LogRow, TaskRunRow};
 use super::scalars::{Id, Time};
 
 /// Compares a column that may be null; as in SQL, null matches nothing but `_is_null`.
@@ -100,6 +100,14 @@ pub(crate) fn flow_run_matches(
             .not
             .as_ref()
             .is_none_or(|not| !flow_run_matches(not, run, tasks))
+}
+
+/// Whether `log` matches.
+pub(crate) fn log_matches(filter: &LogFilter, log: &LogRow) -> bool {
+    text_fits(filter.name.as_ref(), log.name.as_deref())
+        && text_fits(filter.level.as_ref(), log.level.as_deref())
+        && text_fits(filter.message.as_ref(), log.message.as_deref())
+        && time_fits(filter.timestamp.as_ref(), Some(&log.timestamp))
 }
 
 /// Whether `task` matches.

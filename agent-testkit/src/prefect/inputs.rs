@@ -145,6 +145,15 @@ pub(crate) struct TaskRunFilter {
     pub(crate) heartbeat: Option<TimeComparison>,
 }
 
+#[derive(InputObject, Clone, Debug, Default)]
+#[graphql(name = "log_bool_exp", rename_fields = "snake_case")]
+pub(crate) struct LogFilter {
+    pub(crate) name: Option<StringComparison>,
+    pub(crate) level: Option<StringComparison>,
+    pub(crate) message: Option<StringComparison>,
+    pub(crate) timestamp: Option<TimeComparison>,
+}
+
 /// For small tables that are asked by id only.
 #[derive(InputObject, Clone, Debug, Default)]
 #[graphql(name = "agent_config_bool_exp")]

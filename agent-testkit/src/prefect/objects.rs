@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_graphql::{Context, Object, SimpleObject};
 
-use super::filter::task_run_matches;
-use super::inputs::TaskRunFilter;
+use super::filter::{log_matches, task_run_matches};
+use super::inputs::{LogFilter, TaskRunFilter};
 use super::rows::{AgentRow, Flow, FlowRunRow, LogRow, StateRecord, TaskRunRow};
 use super::scalars::{Id, Json, Time};
 use super::shared::Shared;
@@ -207,10 +207,23 @@ impl FlowRunNode {
         let history = store.run(&self.0.id).map(|run| run.history.clone());
         history.into_iter().flatten().map(StateNode).collect()
     }
-    async fn logs(&self, context: &Context<'_>) -> Vec<LogNode> {
+    async fn logs(
+        &self,
+        context: &Context<'_>,
+        #[graphql(name = "where")] filter: Option<LogFilter>,
+    ) -> Vec<LogNode> {
         let store = context.data_unchecked::<Arc<Shared>>().store();
         let logs = store.run(&self.0.id).map(|run| run.logs.clone());
-        logs.into_iter().flatten().map(LogNode).collect()
+        let fits = |log: &LogRow| {
+            filter
+                .as_ref()
+                .is_none_or(|filter| log_matches(filter, log))
+        };
+        logs.into_iter()
+            .flatten()
+            .filter(fits)
+            .map(LogNode)
+            .collect()
     }
 }
 

@@ -1,0 +1,90 @@
+//! What operators see: limits, health and metrics.
+
+use agent_cli::metrics::{Kind, METRICS};
+use agent_testkit::{Course, FlowRunSeed};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn further_runs_wait_in_the_queue_while_enough_jobs_are_unfinished() {
+    let world = World::with_course(Course::hangs()).await;
+    let first = Timestamp::now() - SignedDuration::from_mins(5);
+    let runs: Vec<_> = (0..8)
+        .map(|n| {
+            let start = first + SignedDuration::from_secs(n);
+            world.prefect.seed(FlowRunSeed::new().start_time(start))
+        })
+        .collect();
+    let (agent, endpoint) = world.start_with_endpoint(&["--max-in-flight", "3"]);
+    world.cluster(&agent, |api| api.creation_count() == 3).await;
+    endpoint
+        .is(&agent, |health| {
+            health["in_flight"] == 3 && health["max_in_flight"] == 3
+        })
+        .await;
+    // More polls show that the limit holds.
+    let polls = world.prefect.request_count("get_runs_in_queue");
+    let patience = crate::world::PATIENCE;
+    let polled = world.prefect.wait_until(patience, |api| {
+        api.request_count("get_runs_in_queue") >= polls + 2
+    });
+    assert!(polled.await.is_ok(), "{}", agent.output());
+    assert_eq!(world.kubernetes.creation_count(), 3);
+    for left in 4..=8 {
+        let job = world.kubernetes.creations().swap_remove(left - 4).name;
+        assert!(world.kubernetes.remove("jobs", "default", &job));
+        world
+            .cluster(&agent, |api| api.creation_count() == left)
+            .await;
+        assert!(world.kubernetes.count("jobs") <= 3);
+    }
+    let order = world.kubernetes.creations().into_iter();
+    let order: Vec<String> = order
+        .filter_map(|one| one.flow_run_id().map(str::to_owned))
+        .collect();
+    let expected: Vec<String> = runs.iter().map(ToString::to_string).collect();
+    // Those that start together may be created in any order.
+    assert_eq!(order[3..], expected[3..]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_exported_with_its_meaning_and_documented() {
+    let world = World::with_course(Course::exits_with(1, std::time::Duration::ZERO)).await;
+    let run = world.prefect.seed(FlowRunSeed::new());
+    let (agent, endpoint) = world.start_with_endpoint(&[]);
+    world.told(run, "ERROR").await;
+    let (status, text) = endpoint.get("/metrics").await;
+    assert_eq!(status, 200);
+    for line in [
+        "prefect_agent_claims_total{outcome=\"claimed\"} 1",
+        "prefect_agent_deployments_total{outcome=\"created\"} 1",
+        "prefect_agent_deploy_latency_seconds_count 1",
+        "prefect_agent_leader 1",
+        "prefect_agent_jobs{state=",
+        "prefect_agent_kubernetes_requests_total{verb=\"create\",resource=\"jobs\",outcome=\"ok\"} 1",
+        "prefect_agent_api_requests_total{operation=\"set_flow_run_states\",outcome=\"ok\"}",
+        "# HELP prefect_agent_polls_total Polls of the queue",
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}\n{}", agent.output());
+    }
+    let exported = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    for name in exported.filter_map(|line| line.split(' ').next()) {
+        assert!(METRICS.iter().any(|one| one.name == name), "{name}");
+    }
+    let page = include_str!("../../../docs/metrics.md");
+    let rows = METRICS.iter().map(|one| {
+        let kind = match one.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        format!(
+            "| `{}` | {kind} | {} | {} |",
+            one.name, one.labels, one.help
+        )
+    });
+    for row in rows {
+        assert!(page.contains(&row), "docs/metrics.md lacks the row\n{row}");
+    }
+}

@@ -1,0 +1,88 @@
+//! Several replicas: one supervises, and another takes over.
+
+use std::time::{Duration, Instant};
+
+use agent_testkit::{Course, FlowRunSeed};
+use nix::sys::signal::Signal;
+
+use crate::supervising::retried;
+use crate::world::World;
+
+fn supervises(health: &serde_json::Value) -> bool {
+    health["supervises"] == true
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replica_supervises_and_another_takes_over_when_it_dies() {
+    let world = World::with_course(Course::hangs()).await;
+    let (first, endpoint) = world.start_with_endpoint(&[]);
+    endpoint.is(&first, supervises).await;
+    let (second, standby) = world.start_with_endpoint(&[]);
+    standby
+        .is(&second, |health| health.get("reason").is_none())
+        .await;
+    let run = world.prefect.seed(FlowRunSeed::new());
+    world.cluster(&second, |api| api.count("pods") == 1).await;
+    standby.is(&second, |health| health["in_flight"] == 1).await;
+    assert!(!supervises(&standby.health().await));
+
+    first.signal(Signal::SIGKILL);
+    let died = Instant::now();
+    standby.is(&second, supervises).await;
+    let took = died.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+
+    let job = world.kubernetes.creations().remove(0).name;
+    assert!(world.kubernetes.remove("jobs", "default", &job));
+    world.fails(run, &second).await;
+    assert_eq!(world.told(run, "ERROR").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_stops_lets_the_other_supervise_at_once() {
+    let world = World::new().await;
+    let (first, endpoint) = world.start_with_endpoint(&[]);
+    endpoint.is(&first, supervises).await;
+    let (second, standby) = world.start_with_endpoint(&[]);
+    standby
+        .is(&second, |health| health.get("reason").is_none())
+        .await;
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.ended().await.0, Some(0));
+    let ended = Instant::now();
+    standby.is(&second, supervises).await;
+    assert!(
+        ended.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        ended.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_dead_replica_has_told_is_not_told_again() {
+    let world = World::with_course(Course::exits_with(1, Duration::ZERO)).await;
+    let args = ["--disable-job-deletion"];
+    let (first, endpoint) = world.start_with_endpoint(&args);
+    endpoint.is(&first, supervises).await;
+    let (second, standby) = world.start_with_endpoint(&args);
+    let run = world.prefect.seed(retried(0));
+    world.fails(run, &first).await;
+    world.told(run, "ERROR").await;
+    first.signal(Signal::SIGKILL);
+    standby.is(&second, supervises).await;
+    // A later run shows that everything before it was dealt with.
+    let later = world.prefect.seed(retried(0));
+    world.fails(later, &second).await;
+    world.told(later, "ERROR").await;
+    assert_eq!(world.log(run, "ERROR").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_permission_for_leases_one_replica_works_and_says_so() {
+    let world = World::with_course(Course::exits_with(1, Duration::ZERO)).await;
+    world.kubernetes.deny("*", "leases");
+    let run = world.prefect.seed(FlowRunSeed::new());
+    let agent = world.start(&[]);
+    world.told(run, "ERROR").await;
+    agent.prints("Leases cannot be used").await;
+}

@@ -1,0 +1,195 @@
+//! What follows from an observation: the run fails, its owner is told, the job is deleted.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::Supervisor;
+use super::table::{Job, Own};
+use crate::observation::{Finding, JobState, Observation};
+use crate::{LogEntry, LogLevel, Phase, Result, State};
+
+/// How long a job is kept whose run has not reported although the job has ended.
+const UNREPORTED: Duration = Duration::from_secs(60);
+/// After what time something that was refused is tried again.
+const REFUSED: Duration = Duration::from_secs(300);
+
+/// A point in time that far ahead, or as far as time goes.
+fn later(pause: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(pause).unwrap_or(now + REFUSED)
+}
+
+/// The logger's name of what concerns jobs; that of the Python agent.
+const LOGGER: &str = "k8s-infra";
+/// The key of the finding that a run has ended without its job.
+const ENDED_WITHOUT: &str = "wrun";
+
+impl Supervisor {
+    /// Does what there is to do about a job.
+    pub(super) async fn work_off(&self, name: String, teller: &str) {
+        let Some(mut job) = self.table.take(&name) else {
+            return;
+        };
+        let span =
+            tracing::info_span!("supervise", flow_run_id = %job.seen.flow_run_id, job = name);
+        // What fails here has said so, and is tried again.
+        let handled = self.handle(&mut job, teller).instrument(span).await;
+        if handled.is_err() {
+            self.table.look_again(&name, Instant::now() + REFUSED);
+        }
+        self.table.done(&name, job);
+    }
+
+    async fn handle(&self, job: &mut Job, teller: &str) -> Result<()> {
+        if job.own.foreign {
+            return Ok(());
+        }
+        let seen = job.seen.clone();
+        let (mut due, mut delete) = self.due(&seen, &job.own);
+        let ended_without = self.ended_without(job);
+        if let Some(finding) = &ended_without {
+            due.push(finding);
+            delete = true;
+        }
+        delete &= self.shared.options.delete_finished || ended_without.is_some();
+        delete &= seen.state != JobState::Gone && !job.own.deleted;
+        if due.is_empty() && !delete {
+            return Ok(());
+        }
+        let run = &seen.flow_run_id;
+        let state = || self.states.of(run);
+        let what = format!("Cannot read the state of flow run {run}");
+        let Some(state) = self.insistently(&what, state).await? else {
+            tracing::warn!(
+                "Job {} is for flow run {run}, which the API does not know; it is left alone",
+                seen.job
+            );
+            job.own.foreign = true;
+            return Ok(());
+        };
+        if ended_without.is_some() && !state.is_finished() {
+            // It was started again meanwhile.
+            job.run_ended = None;
+            due.retain(|finding| finding.key != ENDED_WITHOUT);
+            delete = false;
+        }
+        let failed = self.fail(&seen, &due, &state).await?;
+        let told = self.tell(&seen, &due, &mut job.own, teller).await?;
+        if delete && told {
+            let reported = failed || state.phase != Phase::Submitted;
+            self.delete(&seen, &mut job.own, reported, ended_without.is_some())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The findings that are new and due, and whether the job is of no more use; sees to those that
+    /// are not due yet.
+    fn due<'a>(&self, seen: &'a Observation, own: &Own) -> (Vec<&'a Finding>, bool) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        let mut delete = seen.state != JobState::Active;
+        let mut wait = false;
+        for finding in &seen.findings {
+            if finding.told || own.handled.contains(&finding.key) {
+                delete |= finding.deletes;
+                continue;
+            }
+            if let Some(at) = finding.not_before.filter(|at| *at > now) {
+                self.table.look_again(&seen.job, at);
+                // What only becomes true if the job goes on does not hold up its end.
+                wait |= !finding.deletes;
+                continue;
+            }
+            delete |= finding.deletes;
+            due.push(finding);
+        }
+        (due, delete && !wait)
+    }
+
+    /// The finding that the run has ended although its job goes on, once that is so for long
+    /// enough.
+    fn ended_without(&self, job: &Job) -> Option<Finding> {
+        let ended = job.run_ended.as_ref()?;
+        let grace = self.shared.options.cancel_grace;
+        if job.seen.state != JobState::Active || ended.since.elapsed() < grace {
+            return None;
+        }
+        let (name, run) = (&job.seen.job, &job.seen.flow_run_id);
+        let message = format!("Job {name} is deleted: its flow run is {}", ended.state);
+        tracing::info!("{message}");
+        let entry = LogEntry {
+            flow_run_id: run.clone(),
+            name: LOGGER.to_owned(),
+            message,
+            level: LogLevel::Info,
+            timestamp: None,
+        };
+        Some(Finding::new(ENDED_WITHOUT, vec![entry]))
+    }
+
+    /// Fails the run if a finding says so; first the consequence, which is harmless to repeat, then
+    /// the words, which are not.
+    async fn fail(&self, seen: &Observation, due: &[&Finding], state: &State) -> Result<bool> {
+        let Some(message) = due.iter().find_map(|finding| finding.failure.as_ref()) else {
+            return Ok(false);
+        };
+        if state.is_finished() {
+            return Ok(true);
+        }
+        let run = &seen.flow_run_id;
+        tracing::info!("Failing flow run {run}, Job {}: {message}", seen.job);
+        let failing = || self.shared.source.fail(run, message);
+        self.insistently(&format!("Cannot fail flow run {run}"), failing)
+            .await?;
+        metrics::counter!("prefect_agent_runs_failed_total", "by" => "supervision").increment(1);
+        Ok(true)
+    }
+
+    /// Deletes a job, or sees to it that this happens later. A run that is still Submitted without
+    /// a job would be taken for one whose job was never made.
+    async fn delete(
+        &self,
+        seen: &Observation,
+        own: &mut Own,
+        reported: bool,
+        now: bool,
+    ) -> Result<()> {
+        let keep = if now { Duration::ZERO } else { self.kept(seen) };
+        if !keep.is_zero() {
+            self.table.look_again(&seen.job, later(keep));
+            return Ok(());
+        }
+        if !reported {
+            tracing::debug!(
+                "Job {} has ended, but flow run {} has not reported; it is kept for now",
+                seen.job,
+                seen.flow_run_id
+            );
+            self.table
+                .look_again(&seen.job, Instant::now() + UNREPORTED);
+            return Ok(());
+        }
+        tracing::debug!("Deleting job {}", seen.job);
+        let deleting = || self.shared.backend.delete(&seen.job);
+        self.insistently(&format!("Cannot delete Job {}", seen.job), deleting)
+            .await?;
+        own.deleted = true;
+        Ok(())
+    }
+
+    /// How much longer an ended job is kept.
+    fn kept(&self, seen: &Observation) -> Duration {
+        let options = &self.shared.options;
+        let keep = match seen.state {
+            JobState::Succeeded => options.keep_succeeded,
+            JobState::Failed => options.keep_failed,
+            _ => Duration::ZERO,
+        };
+        let now = self.shared.source.now();
+        let passed = now.duration_since(seen.ended_at.unwrap_or(now));
+        keep.saturating_sub(Duration::try_from(passed).unwrap_or_default())
+    }
+}

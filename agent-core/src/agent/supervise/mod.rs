@@ -1,0 +1,157 @@
+//! Follows jobs to their end: tells the run's owner what was seen, fails runs whose job cannot
+//! succeed any more, and deletes jobs that have ended.
+//!
+//! What is seen is taken in at once, in every replica; what follows from it is worked off job by
+//! job, and only by the replica that leads.
+
+mod cancelled;
+mod handle;
+mod states;
+mod table;
+mod tell;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use tokio::time::sleep;
+
+use self::states::States;
+use self::table::Table;
+use super::Shared;
+use crate::backoff::Backoff;
+use crate::observation::Sighting;
+use crate::{Error, Result};
+
+/// Jobs that are handled at the same time.
+const CONCURRENCY: usize = 32;
+/// The pause before a watch that has ended begins again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    table: Table,
+    states: States,
+}
+
+/// Follows the backend's observations until the agent stops, and then finishes what has begun.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let supervisor = Supervisor {
+        states: States::new(shared.source.clone()),
+        table: Table::default(),
+        shared,
+    };
+    tokio::select! {
+        () = supervisor.lead() => {}
+        never = supervisor.take_in() => match never {},
+        never = supervisor.table.remind() => match never {},
+        never = supervisor.states.answer() => match never {},
+    }
+}
+
+impl Supervisor {
+    /// Takes in what the backend sees.
+    async fn take_in(&self) -> Infallible {
+        loop {
+            let mut sightings = self.shared.backend.observations();
+            while let Some(sighting) = sightings.next().await {
+                match sighting {
+                    Sighting::Job(seen) => {
+                        self.shared.in_flight.saw(&seen);
+                        self.table.saw(seen);
+                    }
+                    Sighting::Complete => self.shared.in_flight.complete(),
+                    Sighting::Broken { watch, reason } => {
+                        self.shared.health.watch_broke(watch, reason);
+                    }
+                }
+            }
+            tracing::warn!("The watch over jobs has ended; it begins again");
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Works while this process leads; returns when the agent stops.
+    async fn lead(&self) {
+        let stopping = &self.shared.stopping;
+        let mut leadership = self.shared.backend.leadership();
+        loop {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => return,
+                () = self.until(&mut leadership, true) => {}
+            }
+            self.shared.health.leads(true);
+            tokio::select! {
+                biased;
+                () = self.term() => return,
+                () = self.until(&mut leadership, false) => {}
+            }
+            self.table.end_term();
+            tracing::info!("Another replica supervises the jobs now");
+            self.shared.health.leads(false);
+        }
+    }
+
+    /// Waits until this process leads, or does not.
+    async fn until(&self, leadership: &mut BoxStream<'static, bool>, leads: bool) {
+        loop {
+            match leadership.next().await {
+                Some(now) if now == leads => return,
+                Some(_) => {}
+                None => {
+                    sleep(PAUSE).await;
+                    *leadership = self.shared.backend.leadership();
+                }
+            }
+        }
+    }
+
+    /// One time of leading: works off everything that is known, and what comes. Returns when the
+    /// agent stops and what had begun is finished.
+    async fn term(&self) {
+        let teller = format!("{:08x}", fastrand::u32(..));
+        self.table.begin_term();
+        let names = stream::unfold(&self.table, async |table| Some((table.next().await, table)));
+        let stopping = self.shared.stopping.clone();
+        let work = names
+            .take_until(stopping.cancelled_owned())
+            .for_each_concurrent(CONCURRENCY, |name| self.work_off(name, &teller));
+        tokio::select! {
+            () = work => {}
+            never = cancelled::look(self) => match never {},
+        }
+    }
+
+    /// Tries for as long as the failure may pass and the agent runs.
+    async fn insistently<T, F: Future<Output = Result<T>>>(
+        &self,
+        what: &str,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T> {
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        loop {
+            let error = match attempt().await {
+                Err(error) if error.is_transient() => error,
+                Err(error) => {
+                    tracing::error!("{what}: {error}");
+                    return Err(error);
+                }
+                done => return done,
+            };
+            tracing::warn!("{what}, will try again: {error}");
+            let pause = sleep(backoff.pause(error.retry_after()));
+            tokio::select! {
+                () = self.shared.stopping.cancelled() => return Err(stopped(error)),
+                () = pause => {}
+            }
+        }
+    }
+}
+
+/// The error of an attempt that is not repeated because the agent stops.
+fn stopped(error: Error) -> Error {
+    Error::transient(format!("the agent stops: {error}"))
+}

@@ -1,0 +1,144 @@
+//! Tells the run's owner what was found: each finding once, whoever dies meanwhile.
+//!
+//! Before the words are written, the job is marked with who is about to write them; afterwards,
+//! that they were. A mark whose owner has died is taken over after a while, and then the run's log
+//! tells whether the words are there.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::Supervisor;
+use super::table::Own;
+use crate::observation::{Finding, JobState, Observation, Turn};
+use crate::{LogEntry, Result};
+
+/// How long another teller, which may be dead, is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the last output of a failed process may take to be read.
+const OUTPUT: Duration = Duration::from_secs(5);
+
+impl Supervisor {
+    /// Tells what is new; whether all of it was told.
+    pub(super) async fn tell(
+        &self,
+        seen: &Observation,
+        due: &[&Finding],
+        own: &mut Own,
+        teller: &str,
+    ) -> Result<bool> {
+        if due.is_empty() {
+            return Ok(true);
+        }
+        if seen.state == JobState::Gone {
+            // A job that is gone cannot be marked, but nothing new is found about it either.
+            let entries = self.unwritten(due).await?;
+            self.shared.logs.written(entries).await;
+            return Ok(true);
+        }
+        let turns = self.begin(seen, due, teller, false).await?;
+        let (mut ours, mut inherited, mut all) = (Vec::new(), Vec::new(), true);
+        for (finding, turn) in due.iter().zip(turns) {
+            match turn {
+                Turn::Ours => ours.push(*finding),
+                Turn::Told => _ = own.handled.insert(finding.key.clone()),
+                Turn::Theirs => {
+                    let first = own.theirs.entry(finding.key.clone());
+                    let over = *first.or_insert_with(Instant::now) + PATIENCE;
+                    if over <= Instant::now() {
+                        inherited.push(*finding);
+                    } else {
+                        self.table.look_again(&seen.job, over);
+                        all = false;
+                    }
+                }
+            }
+        }
+        let mut entries = Vec::new();
+        for finding in &ours {
+            entries.extend(self.words(finding).await);
+        }
+        if !inherited.is_empty() {
+            self.begin(seen, &inherited, teller, true).await?;
+            entries.extend(self.unwritten(&inherited).await?);
+        }
+        self.shared.logs.written(entries).await;
+        ours.append(&mut inherited);
+        self.end(seen, &ours).await;
+        for finding in ours {
+            own.theirs.remove(&finding.key);
+            own.handled.insert(finding.key.clone());
+        }
+        Ok(all)
+    }
+
+    /// Marks the findings as ours to tell, as far as they are. What cannot be marked is told
+    /// nevertheless.
+    async fn begin(
+        &self,
+        seen: &Observation,
+        findings: &[&Finding],
+        teller: &str,
+        take_over: bool,
+    ) -> Result<Vec<Turn>> {
+        let keys = keys(findings);
+        let backend = &self.shared.backend;
+        let begin = || backend.begin_telling(&seen.job, &keys, teller, take_over);
+        let what = format!("Cannot note on Job {} what is told", seen.job);
+        match self.insistently(&what, begin).await {
+            Err(error) if !error.is_transient() => Ok(vec![Turn::Ours; keys.len()]),
+            turns => turns,
+        }
+    }
+
+    /// Marks the findings as told.
+    async fn end(&self, seen: &Observation, findings: &[&Finding]) {
+        if findings.is_empty() {
+            return;
+        }
+        let keys = keys(findings);
+        let told = || self.shared.backend.told(&seen.job, &keys);
+        let what = format!("Cannot note on Job {} what was told", seen.job);
+        // Refused, or the agent stops: the next process looks into the run's log.
+        let _ = self.insistently(&what, told).await;
+    }
+
+    /// The entries of a finding, with the last output of its processes.
+    async fn words(&self, finding: &Finding) -> Vec<LogEntry> {
+        let mut entries = finding.logs.clone();
+        for process in &finding.output_of {
+            let reading = timeout(OUTPUT, self.shared.backend.output(process)).await;
+            let output = match reading {
+                Ok(Ok(output)) => output,
+                Ok(Err(error)) => {
+                    tracing::debug!("Cannot read the last output of {process}: {error}");
+                    None
+                }
+                Err(_) => None,
+            };
+            if let (Some(output), Some(entry)) = (output, entries.first_mut()) {
+                entry.message.push('\n');
+                entry.message.push_str(&output);
+            }
+        }
+        entries
+    }
+
+    /// Those entries of findings of a dead teller that it had not written.
+    async fn unwritten(&self, findings: &[&Finding]) -> Result<Vec<LogEntry>> {
+        let mut missing = Vec::new();
+        for finding in findings {
+            let logged = || self.shared.source.logged(&finding.logs);
+            let there = self
+                .insistently("Cannot read the log of a flow run", logged)
+                .await?;
+            let entries = self.words(finding).await.into_iter().zip(there);
+            missing.extend(entries.filter_map(|(entry, there)| (!there).then_some(entry)));
+        }
+        Ok(missing)
+    }
+}
+
+fn keys(findings: &[&Finding]) -> Vec<String> {
+    findings.iter().map(|finding| finding.key.clone()).collect()
+}
