@@ -227,6 +227,9 @@ pub struct StartArgs {
     /// How long a Job is tried again that is refused because a quota is used up or the namespace is gone
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration, help_heading = "Jobs")]
     pub submit_retry_budget: Duration,
+    /// After what time without a sign of life another replica takes over the supervision of Jobs
+    #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = whole_seconds, help_heading = "Supervision")]
+    pub lease_duration: Duration,
     /// How many of the last lines that a failed container printed go into the flow run's log
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(..=1000), help_heading = "Supervision")]
     pub output_lines: u16,
@@ -249,4 +252,13 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
         .ok_or_else(|| "use a duration such as 90s, 5m or 1h".to_owned())
+}
+
+/// A duration that a Lease can hold.
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let given = duration(text)?;
+    if given.subsec_nanos() != 0 || !(1..=600).contains(&given.as_secs()) {
+        return Err("use whole seconds, from 1s to 10m".to_owned());
+    }
+    Ok(given)
 }

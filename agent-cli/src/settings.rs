@@ -59,6 +59,8 @@ pub struct Settings {
     pub max_in_flight: Option<usize>,
     /// How long a Job that is refused for now is tried again.
     pub submit_retry_budget: Duration,
+    /// How long the Lease of the replica that supervises holds without being renewed.
+    pub lease_duration: Duration,
     /// Lines of a failed container's output in the flow run's log.
     pub output_lines: u16,
     /// Level of the agent's own log.
@@ -207,6 +209,7 @@ impl Settings {
             concurrency: args.concurrency.into(),
             max_in_flight: args.max_in_flight.map(|jobs| jobs as usize),
             submit_retry_budget: args.submit_retry_budget,
+            lease_duration: args.lease_duration,
             output_lines: args.output_lines,
             log_level,
             log_format: args.log_format,

@@ -47,7 +47,7 @@ pub async fn run(mut settings: Settings) -> Result<()> {
     )
     .with_graces(settings.graces)
     .with_output_lines(settings.output_lines)
-    .with_lease(lease, identity);
+    .with_lease(lease, identity, settings.lease_duration);
     let agent = Agent::builder(api, Arc::new(backend))
         .name(&settings.name)
         .concurrency(settings.concurrency)
@@ -57,6 +57,7 @@ pub async fn run(mut settings: Settings) -> Result<()> {
         .cancel_grace(settings.cancel_grace)
         .max_in_flight(settings.max_in_flight)
         .submit_retry_budget(settings.submit_retry_budget)
+        .take_over_after(settings.lease_duration.mul_f64(5.0 / 3.0))
         .build();
     if let Some((address, metrics)) = settings.agent_address.zip(metrics) {
         endpoint::serve(address, agent.health(), metrics).await?;

@@ -21,6 +21,7 @@ pub mod agent;
 pub mod backend;
 pub mod backoff;
 pub mod error;
+mod failpoint;
 pub mod flow_run;
 pub mod log;
 pub mod observation;

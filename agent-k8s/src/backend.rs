@@ -67,10 +67,22 @@ impl KubernetesBackend {
     }
 
     /// Supervises only while it holds the Lease of this name, under an identity that no other
-    /// process has. Without one, it takes itself for the only replica.
+    /// process has; `duration` is how long it holds when it is not renewed, in whole seconds. Another
+    /// replica takes over within a quarter more than that. Without a Lease, it takes itself for the only replica.
     #[must_use]
-    pub fn with_lease(mut self, name: impl Into<String>, identity: impl Into<String>) -> Self {
-        let lease = Lease::new(self.client.clone(), &self.namespace, name, identity);
+    pub fn with_lease(
+        mut self,
+        name: impl Into<String>,
+        identity: impl Into<String>,
+        duration: Duration,
+    ) -> Self {
+        let lease = Lease::new(
+            self.client.clone(),
+            &self.namespace,
+            name,
+            identity,
+            duration,
+        );
         self.lease = Some(Arc::new(lease));
         self
     }

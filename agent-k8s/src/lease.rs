@@ -17,15 +17,11 @@ use kube::{Client, ResourceExt};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a Lease holds when it is not renewed.
-const DURATION: Duration = Duration::from_secs(12);
-/// After what time it is renewed.
-const RENEW: Duration = Duration::from_secs(7);
-/// Before it ends for others, it has ended for its holder.
-const MARGIN: Duration = Duration::from_secs(2);
-/// The pause before another look at a Lease that somebody else holds, and before another attempt
-/// after a failure.
-const RETRY: Duration = Duration::from_millis(2_500);
+/// The parts of a Lease's duration after which it is renewed; with which it ends for its holder
+/// before it ends for others; and which pass before another look at one that somebody else holds.
+const RENEW: f64 = 7.0 / 12.0;
+const MARGIN: f64 = 2.0 / 12.0;
+const RETRY: f64 = 2.5 / 12.0;
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(3);
 /// How often to ask again whether the agent may use Leases.
@@ -37,6 +33,8 @@ pub(crate) struct Lease {
     namespace: String,
     name: String,
     identity: String,
+    /// How long it holds when it is not renewed.
+    duration: Duration,
     state: Mutex<State>,
 }
 
@@ -57,12 +55,14 @@ impl Lease {
         namespace: &str,
         name: impl Into<String>,
         identity: impl Into<String>,
+        duration: Duration,
     ) -> Self {
         Self {
             leases: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             name: name.into(),
             identity: identity.into(),
+            duration,
             state: Mutex::default(),
         }
     }
@@ -126,13 +126,13 @@ impl Lease {
                     );
                 }
                 state.refused = false;
-                state.held_until = Some(asked + DURATION - MARGIN);
-                return (true, RENEW);
+                state.held_until = Some(asked + self.duration.mul_f64(1.0 - MARGIN));
+                return (true, self.duration.mul_f64(RENEW));
             }
             Ok(false) => {
                 state.refused = false;
                 state.held_until = None;
-                return (false, RETRY);
+                return (false, self.duration.mul_f64(RETRY));
             }
             Err(kube::Error::Api(status)) if is_final(status.code) => {
                 if !state.refused {
@@ -155,7 +155,7 @@ impl Lease {
         if !holds {
             state.held_until = None;
         }
-        (holds || state.refused, RETRY)
+        (holds || state.refused, self.duration.mul_f64(RETRY))
     }
 
     /// One attempt; whether the Lease is ours.
@@ -252,7 +252,7 @@ impl Lease {
         let transitions = old.lease_transitions.unwrap_or_default();
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(self.duration.as_secs().max(1)).ok(),
             acquire_time: if stays {
                 old.acquire_time.clone()
             } else {

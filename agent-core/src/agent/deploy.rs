@@ -11,6 +11,7 @@ use super::in_flight::{Place, Ticket};
 use super::in_hand::{Held, Stage};
 use super::slots::Slot;
 use crate::backoff::Backoff;
+use crate::failpoint;
 use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Result, Submission};
 
 /// How old the reading of a run may be when it is claimed. The open-source server refuses a
@@ -122,6 +123,7 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
         Err(error) => return Err(error),
     };
     tracing::info!("Deploying flow run {} to execution environment...", run.id);
+    failpoint::reached("before-claim");
     let claim = shared.source.claim(run).await;
     count_claim(&claim);
     match claim {
@@ -157,6 +159,7 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
 /// no more is claimed than can be deployed. When the agent stops meanwhile, the next process
 /// recovers the run.
 async fn submit(shared: &Shared, run: &FlowRun, place: Place) -> Result<()> {
+    failpoint::reached("after-claim");
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut refused: Option<Instant> = None;
     let Submission { job, created } = loop {
@@ -186,6 +189,7 @@ async fn submit(shared: &Shared, run: &FlowRun, place: Place) -> Result<()> {
             Err(error) => return Err(error),
         }
     };
+    failpoint::reached("after-create");
     place.made(&job);
     count_deployment(if created { "created" } else { "found" });
     if created {
@@ -198,11 +202,7 @@ async fn submit(shared: &Shared, run: &FlowRun, place: Place) -> Result<()> {
     }
     tracing::info!("Completed deployment of flow run {}", run.id);
     if created {
-        let message = format!("Submitted for execution: Job {job}");
-        shared
-            .logs
-            .write(entry(shared, run, LogLevel::Info, message))
-            .await;
+        shared.logs.write(submitted(shared, run, &job)).await;
     }
     Ok(())
 }
@@ -228,6 +228,7 @@ async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
     let told = entry(shared, run, LogLevel::Error, message.clone());
     // The reason before the state, unless the log takes its time.
     let _ = timeout(REASON, shared.logs.written(vec![told])).await;
+    failpoint::reached("before-give-up");
     tracing::info!("Updating flow run {} state to Failed...", run.id);
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     loop {
@@ -246,6 +247,12 @@ async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
     tracing::error!("Deployment of {} aborted!", run.id);
     count_deployment("failed");
     metrics::counter!("prefect_agent_runs_failed_total", "by" => "deployment").increment(1);
+}
+
+/// What a run's owner is told when its job is there.
+pub(super) fn submitted(shared: &Shared, run: &FlowRun, job: &str) -> LogEntry {
+    let message = format!("Submitted for execution: Job {job}");
+    entry(shared, run, LogLevel::Info, message)
 }
 
 fn entry(shared: &Shared, run: &FlowRun, level: LogLevel, message: String) -> LogEntry {

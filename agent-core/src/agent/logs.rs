@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::{FlowRunSource, LogEntry, LogLevel};
+use crate::{Error, FlowRunSource, LogEntry, LogLevel};
 
 /// Entries per request; what one Prefect API request takes easily.
 const BATCH: usize = 250;
@@ -19,12 +19,15 @@ const BATCH_BYTES: usize = 1 << 20;
 /// Entries and bytes of messages that may wait; past either, those that matter least are dropped.
 const WAITING: usize = 8192;
 const WAITING_BYTES: usize = 8 << 20;
+/// Entries that have waited for longer may have been written by another replica.
+const STALE: Duration = Duration::from_secs(5);
 /// How long the first entry of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// An entry that waits to be written, and who waits for that.
 struct Item {
     entry: LogEntry,
+    queued: Instant,
     /// Dropped when the entry was written, or cannot be.
     _settled: Option<oneshot::Sender<()>>,
 }
@@ -90,6 +93,7 @@ impl LogSink {
     async fn put(&self, entry: LogEntry, settled: Option<oneshot::Sender<()>>) {
         let mut item = Item {
             entry,
+            queued: Instant::now(),
             _settled: settled,
         };
         loop {
@@ -243,12 +247,17 @@ impl Writer {
     }
 
     /// Writes a batch until it is there or refused. After a failure that may pass it first looks
-    /// which entries are there nevertheless.
+    /// which entries are there nevertheless; and so it does when they have waited for long, because
+    /// this process may have been taken for dead, and another may have written them.
     async fn try_deliver(&self, batch: &mut Vec<Item>) -> crate::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        if batch.iter().any(|item| item.queued.elapsed() > STALE) {
+            let late = Error::transient("the entries have waited for long");
+            self.keep_unwritten(batch, &mut backoff, late).await;
+        }
         while !batch.is_empty() {
             let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
-            let mut error = match self.source.write_logs(&entries).await {
+            let error = match self.source.write_logs(&entries).await {
                 Ok(()) => {
                     for entry in &entries {
                         metrics::counter!("prefect_agent_logs_written_total", "level" => entry.level.name())
@@ -259,20 +268,28 @@ impl Writer {
                 Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
             };
-            let there = loop {
-                tracing::warn!("Failed to write flow-run logs, will try again: {error}");
-                sleep(backoff.pause(error.retry_after())).await;
-                match self.source.logged(&entries).await {
-                    Ok(there) => break there,
-                    Err(again) if again.is_transient() => error = again,
-                    // A source that cannot tell: rather twice than never.
-                    Err(_) => break Vec::new(),
-                }
-            };
-            let mut there = there.into_iter();
-            batch.retain(|_| !there.next().unwrap_or(false));
+            tracing::warn!("Failed to write flow-run logs, will try again: {error}");
+            self.keep_unwritten(batch, &mut backoff, error).await;
         }
         Ok(())
+    }
+
+    /// Takes those entries out of a batch that are in the logs already.
+    async fn keep_unwritten(&self, batch: &mut Vec<Item>, backoff: &mut Backoff, why: Error) {
+        let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
+        let mut error = why;
+        let there = loop {
+            sleep(backoff.pause(error.retry_after())).await;
+            match self.source.logged(&entries).await {
+                Ok(there) => break there,
+                Err(again) if again.is_transient() => error = again,
+                // A source that cannot tell: rather twice than never.
+                Err(_) => break Vec::new(),
+            }
+            tracing::warn!("Cannot read which flow-run logs were written: {error}");
+        };
+        let mut there = there.into_iter();
+        batch.retain(|_| !there.next().unwrap_or(false));
     }
 }
 
@@ -290,6 +307,7 @@ mod tests {
         };
         Item {
             entry,
+            queued: Instant::now(),
             _settled: None,
         }
     }

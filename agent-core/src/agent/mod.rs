@@ -50,6 +50,7 @@ struct Options {
     cancel_grace: Duration,
     max_in_flight: Option<usize>,
     submit_budget: Duration,
+    take_over: Duration,
 }
 
 /// What all parts of a running agent share.
@@ -97,6 +98,7 @@ impl Agent {
                 cancel_grace: Duration::from_secs(60),
                 max_in_flight: None,
                 submit_budget: Duration::from_secs(120),
+                take_over: Duration::from_secs(20),
             },
         }
     }
@@ -291,6 +293,15 @@ impl AgentBuilder {
     #[must_use]
     pub fn submit_retry_budget(mut self, budget: Duration) -> Self {
         self.options.submit_budget = budget;
+        self
+    }
+
+    /// How long a finding that another process had begun to tell is left to it, before that process
+    /// is taken for dead. Default: 20 s; longer than it takes the backend to change the
+    /// [leader](JobBackend::leadership).
+    #[must_use]
+    pub fn take_over_after(mut self, patience: Duration) -> Self {
+        self.options.take_over = patience;
         self
     }
 

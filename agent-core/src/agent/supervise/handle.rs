@@ -7,6 +7,7 @@ use tracing::Instrument;
 
 use super::Supervisor;
 use super::table::{Job, Own};
+use crate::failpoint;
 use crate::observation::{Finding, JobState, Observation};
 use crate::{LogEntry, LogLevel, Phase, Result, State};
 
@@ -141,9 +142,11 @@ impl Supervisor {
         }
         let run = &seen.flow_run_id;
         tracing::info!("Failing flow run {run}, Job {}: {message}", seen.job);
+        failpoint::reached("before-fail");
         let failing = || self.shared.source.fail(run, message);
         self.insistently(&format!("Cannot fail flow run {run}"), failing)
             .await?;
+        failpoint::reached("after-fail");
         metrics::counter!("prefect_agent_runs_failed_total", "by" => "supervision").increment(1);
         Ok(true)
     }
@@ -177,6 +180,7 @@ impl Supervisor {
         self.insistently(&format!("Cannot delete Job {}", seen.job), deleting)
             .await?;
         own.deleted = true;
+        failpoint::reached("after-delete");
         Ok(())
     }
 

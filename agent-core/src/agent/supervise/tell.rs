@@ -10,11 +10,10 @@ use tokio::time::{Instant, timeout};
 
 use super::Supervisor;
 use super::table::Own;
+use crate::failpoint;
 use crate::observation::{Finding, JobState, Observation, Turn};
 use crate::{LogEntry, Result};
 
-/// How long another teller, which may be dead, is waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the last output of a failed process may take to be read.
 const OUTPUT: Duration = Duration::from_secs(5);
 
@@ -44,7 +43,7 @@ impl Supervisor {
                 Turn::Told => _ = own.handled.insert(finding.key.clone()),
                 Turn::Theirs => {
                     let first = own.theirs.entry(finding.key.clone());
-                    let over = *first.or_insert_with(Instant::now) + PATIENCE;
+                    let over = *first.or_insert_with(Instant::now) + self.shared.options.take_over;
                     if over <= Instant::now() {
                         inherited.push(*finding);
                     } else {
@@ -62,9 +61,12 @@ impl Supervisor {
             self.begin(seen, &inherited, teller, true).await?;
             entries.extend(self.unwritten(&inherited).await?);
         }
+        failpoint::reached("after-begin");
         self.shared.logs.written(entries).await;
+        failpoint::reached("after-write");
         ours.append(&mut inherited);
         self.end(seen, &ours).await;
+        failpoint::reached("after-told");
         for finding in ours {
             own.theirs.remove(&finding.key);
             own.handled.insert(finding.key.clone());
