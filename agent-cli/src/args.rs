@@ -1,10 +1,17 @@
 //! The command line.
 
+mod install;
+mod values;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use agent_templates::Scheme;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+pub use self::install::InstallArgs;
+pub use self::values::PullPolicy;
+use self::values::{duration, quantity};
 
 /// Deploys Prefect 1 flow runs as Kubernetes Jobs.
 #[derive(Debug, Parser)]
@@ -24,6 +31,10 @@ pub enum Command {
     Render(Box<RenderArgs>),
     /// Prints each effective setting of `start` and where it came from; secrets are masked.
     Config(Box<ConfigArgs>),
+    /// Prints the Kubernetes objects that run an agent, for `kubectl apply -f -`.
+    Install(Box<InstallArgs>),
+    /// Prints the objects of the same `install`, for `kubectl delete -f -`.
+    Uninstall(Box<InstallArgs>),
 }
 
 /// The flags of `render`.
@@ -179,6 +190,27 @@ pub struct StartArgs {
     /// The image pull secrets of the Jobs' pods [env: IMAGE_PULL_SECRETS]
     #[arg(long, value_name = "A,B", help_heading = "Jobs")]
     pub image_pull_secrets: Option<String>,
+    /// The memory that is reserved for a flow which says nothing of memory, such as 512Mi
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
+    pub mem_request: Option<String>,
+    /// The memory after which such a flow is killed
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
+    pub mem_limit: Option<String>,
+    /// The processor time that is reserved for a flow which says nothing of it, such as 500m
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
+    pub cpu_request: Option<String>,
+    /// The processor time that such a flow gets at most
+    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
+    pub cpu_limit: Option<String>,
+    /// When the image of a flow is pulled that does not say
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        value_name = "POLICY",
+        help_heading = "Jobs"
+    )]
+    pub image_pull_policy: Option<PullPolicy>,
     /// Keep finished Jobs [env: DELETE_FINISHED_JOBS=False]
     #[arg(long, help_heading = "Jobs")]
     pub disable_job_deletion: bool,
@@ -231,13 +263,4 @@ pub struct StartArgs {
     /// The form of the agent's own log
     #[arg(long, value_enum, default_value = "text", action = ArgAction::Set, help_heading = "Agent")]
     pub log_format: LogFormat,
-}
-
-/// A duration such as `90s`, `5m` or `1h 30m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: Result<jiff::SignedDuration, _> = text.parse();
-    parsed
-        .ok()
-        .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| "use a duration such as 90s, 5m or 1h".to_owned())
 }

@@ -1,4 +1,4 @@
-//! The HTTP endpoint of the agent: `/api/health` and `/api/poke`.
+//! The HTTP endpoint of the agent: `/api/health`, `/api/live` and `/api/poke`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,6 +28,7 @@ pub async fn serve(address: SocketAddr, health: AgentHealth) -> Result<()> {
     tracing::info!("Agent API listening on http://{}", listener.local_addr()?);
     let router = Router::new()
         .route("/api/health", get(check))
+        .route("/api/live", get(alive))
         .route("/api/poke", get(poke))
         .with_state(health);
     tokio::spawn(async move {
@@ -39,7 +40,15 @@ pub async fn serve(address: SocketAddr, health: AgentHealth) -> Result<()> {
 }
 
 async fn check(State(health): State<AgentHealth>) -> impl IntoResponse {
-    match health.check(LATELY) {
+    answer(health.check(LATELY))
+}
+
+async fn alive(State(health): State<AgentHealth>) -> impl IntoResponse {
+    answer(health.check_alive(LATELY))
+}
+
+fn answer(health: Result<(), String>) -> impl IntoResponse {
+    match health {
         Ok(()) => (StatusCode::OK, Json(json!({}))),
         Err(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,

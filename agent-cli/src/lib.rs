@@ -5,12 +5,14 @@
 //! - [`settings`]: flags and configuration, made whole.
 //! - [`start`]: the agent itself.
 //! - [`render`], [`show`]: the Job and the settings that `start` would use.
+//! - [`install`]: the agent's own objects in a cluster.
 //! - [`endpoint`]: its HTTP endpoint.
 //! - [`logging`]: its own log.
 
 pub mod args;
 pub mod config;
 pub mod endpoint;
+pub mod install;
 pub mod logging;
 pub mod python;
 pub mod render;

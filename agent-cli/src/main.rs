@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use agent_cli::args::{Cli, Command, StartArgs};
 use agent_cli::config::Environment;
+use agent_cli::install::Purpose;
 use agent_cli::settings::Settings;
-use agent_cli::{logging, render, show, start};
+use agent_cli::{install, logging, render, show, start};
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 
@@ -39,6 +40,8 @@ fn run(cli: Cli) -> Result<()> {
             render::run(&args, resolve(&args.start)?, &cwd)
         }
         Command::Config(args) => show::run(&resolve(&args.start)?, args.output),
+        Command::Install(args) => install::run(&args, Purpose::Install, &environment(), &cwd),
+        Command::Uninstall(args) => install::run(&args, Purpose::Uninstall, &environment(), &cwd),
     }
 }
 

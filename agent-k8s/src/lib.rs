@@ -1,6 +1,8 @@
 //! Flow runs as Kubernetes Jobs.
 //!
+//! - [`access`]: what the agent may do, and the Role for it.
 //! - [`client`]: the way to the cluster.
+//! - [`install`]: the agent's own objects in a cluster.
 //! - [`manifest`]: the Job for a flow run, a pure function of template, run config and settings.
 //! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
 //! - `observe`: watches over Jobs, pods and events.
@@ -8,14 +10,16 @@
 //! - `error`: what errors of the Kubernetes API mean for a flow run.
 #![warn(missing_docs)]
 
+pub mod access;
 pub mod backend;
 pub mod client;
 mod error;
+pub mod install;
 pub mod manifest;
 mod observe;
 pub mod yaml;
 
 pub use backend::KubernetesBackend;
 pub use client::{Cluster, connect};
-pub use manifest::{JobPatch, KeySecret, ManifestSettings, Manifests};
+pub use manifest::{JobPatch, JobResources, KeySecret, ManifestSettings, Manifests};
 pub use observe::Graces;
