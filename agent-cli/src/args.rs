@@ -31,6 +31,8 @@ pub enum Command {
     Render(Box<RenderArgs>),
     /// Prints each effective setting of `start` and where it came from; secrets are masked.
     Config(Box<ConfigArgs>),
+    /// Looks whether both APIs, the permissions and the job template are as `start` needs them.
+    Check(Box<CheckArgs>),
     /// Prints the Kubernetes objects that run an agent, for `kubectl apply -f -`.
     Install(Box<InstallArgs>),
     /// Prints the objects of the same `install`, for `kubectl delete -f -`.
@@ -76,6 +78,25 @@ pub struct ConfigArgs {
         value_enum,
         default_value = "table",
         help_heading = "Config"
+    )]
+    pub output: ListFormat,
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// The flags of `check`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  agent-cli check --api http://localhost:4200 --namespace flows\n  agent-cli check -o json\n  kubectl exec deploy/prefect-agent -- agent-cli check"
+)]
+pub struct CheckArgs {
+    /// The form of the report
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value = "table",
+        help_heading = "Check"
     )]
     pub output: ListFormat,
     #[command(flatten)]

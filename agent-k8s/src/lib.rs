@@ -6,6 +6,7 @@
 //! - [`manifest`]: the Job for a flow run, a pure function of template, run config and settings.
 //! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
 //! - `observe`: watches over Jobs, pods and events.
+//! - [`probe`]: whether a cluster has and allows what the agent needs.
 //! - [`yaml`]: YAML 1.1, in which job templates are written.
 //! - `error`: what errors of the Kubernetes API mean for a flow run.
 #![warn(missing_docs)]
@@ -17,6 +18,7 @@ mod error;
 pub mod install;
 pub mod manifest;
 mod observe;
+pub mod probe;
 pub mod yaml;
 
 pub use backend::KubernetesBackend;
