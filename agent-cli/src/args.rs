@@ -13,9 +13,23 @@ pub use self::install::InstallArgs;
 pub use self::values::PullPolicy;
 use self::values::{duration, quantity};
 
+/// The version, and the commit where it is known.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("AGENT_COMMIT_SUFFIX"));
+
 /// Deploys Prefect 1 flow runs as Kubernetes Jobs.
 #[derive(Debug, Parser)]
-#[command(name = "agent-cli", version, about, propagate_version = true)]
+#[command(
+    name = "agent-cli",
+    version = VERSION,
+    about,
+    propagate_version = true,
+    after_help = "\
+Examples:
+  agent-cli check --api http://localhost:4200
+  agent-cli start --api http://localhost:4200 --label prod --namespace flows
+  agent-cli install --backend server --api http://apollo:4200 --rbac | kubectl apply -f -
+  agent-cli render --run-config run-config.yaml --job-template job.yaml"
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -37,6 +51,20 @@ pub enum Command {
     Install(Box<InstallArgs>),
     /// Prints the objects of the same `install`, for `kubectl delete -f -`.
     Uninstall(Box<InstallArgs>),
+    /// Prints the completions of a shell.
+    #[command(
+        after_help = "Example:\n  agent-cli completions bash > /etc/bash_completion.d/agent-cli"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints a page of the manual.
+    #[command(after_help = "Example:\n  agent-cli man start | man -l -")]
+    Man {
+        /// The command that it is about; without one, the whole program
+        command: Option<String>,
+    },
 }
 
 /// The flags of `render`.

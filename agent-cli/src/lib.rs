@@ -9,6 +9,7 @@
 //! - [`install`]: the agent's own objects in a cluster.
 //! - [`endpoint`]: its HTTP endpoint.
 //! - [`logging`]: its own log.
+//! - [`manual`]: completions and manual pages.
 
 pub mod args;
 pub mod check;
@@ -16,6 +17,7 @@ pub mod config;
 pub mod endpoint;
 pub mod install;
 pub mod logging;
+pub mod manual;
 pub mod python;
 pub mod render;
 pub mod settings;

@@ -6,7 +6,7 @@ use agent_cli::args::{Cli, Command, StartArgs};
 use agent_cli::config::Environment;
 use agent_cli::install::Purpose;
 use agent_cli::settings::Settings;
-use agent_cli::{check, install, logging, render, show, start};
+use agent_cli::{check, install, logging, manual, render, show, start};
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 
@@ -45,6 +45,8 @@ fn run(cli: Cli) -> Result<bool> {
         }
         Command::Install(args) => install::run(&args, Purpose::Install, &environment(), &cwd)?,
         Command::Uninstall(args) => install::run(&args, Purpose::Uninstall, &environment(), &cwd)?,
+        Command::Completions { shell } => manual::completions(shell)?,
+        Command::Man { command } => manual::page(command.as_deref())?,
     }
     Ok(true)
 }
