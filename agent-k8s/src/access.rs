@@ -38,7 +38,7 @@ pub fn rules() -> Vec<Rule> {
         rule(
             "coordination.k8s.io",
             "leases",
-            &["create", "get", "patch", "update"],
+            &["create", "get", "update"],
         ),
     ]
 }

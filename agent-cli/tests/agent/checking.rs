@@ -364,7 +364,7 @@ async fn missing_verbs_are_told_as_a_role_that_can_be_pasted() {
     assert_eq!(role["metadata"]["namespace"], "flows");
     let rules = json!([
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]},
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "patch", "update"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update"]},
     ]);
     assert_eq!(role["rules"], rules);
 }
