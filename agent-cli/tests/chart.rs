@@ -158,7 +158,13 @@ fn rendered(values: &Value) -> Option<Vec<Value>> {
     let file = dir.path().join("values.json");
     std::fs::write(&file, values.to_string()).expect("written");
     let output = Command::new("helm")
-        .args(["template", "release", "--namespace=agents", "--values"])
+        .args([
+            "template",
+            "release",
+            "--kube-version=1.33.0",
+            "--namespace=agents",
+            "--values",
+        ])
         .arg(&file)
         .arg(chart())
         .env("HOME", dir.path())
@@ -181,7 +187,7 @@ fn comparable(mut objects: Vec<Value>) -> Vec<Value> {
     for object in &mut objects {
         if let Some(ports) = object.pointer_mut("/spec/egress/0/ports") {
             let ports = ports.as_array_mut().expect("a list");
-            ports.sort_by_key(|port| port.to_string());
+            ports.sort_by_key(|port| (port["port"].to_string(), port["protocol"].to_string()));
         }
     }
     objects
