@@ -6,7 +6,7 @@ use agent_api_client::FlowRunRow;
 use agent_core::{TemplateOrigin, TemplateStore};
 use agent_k8s::access::{self, Rule};
 use agent_k8s::probe::{Found, Probe};
-use agent_k8s::{Cluster, Manifests, manifest};
+use agent_k8s::{Cluster, ManifestSettings, Manifests, manifest};
 use agent_templates::Templates;
 use serde_json::{Value, json};
 
@@ -43,61 +43,76 @@ pub(super) async fn look(
             None
         }
     };
-    let mut may_create = true;
-    if let Some(probe) = &probe {
-        see_namespace(report, probe, &namespace).await;
-        may_create = permissions(report, probe, &namespace).await;
-        if let Some(name) = &job.service_account_name {
-            let found = probe.service_account(name).await;
-            let remedy = format!("kubectl -n {namespace} create serviceaccount {name}");
-            see(report, "service account", name, &namespace, found, &remedy);
-        }
-        for name in job.image_pull_secrets.iter().flatten() {
-            let found = probe.secret(name).await;
-            let remedy = format!(
-                "kubectl -n {namespace} create secret docker-registry {name} --docker-server=…"
-            );
-            see(
-                report,
-                "image pull secret",
-                name,
-                &namespace,
-                found,
-                &remedy,
-            );
-        }
-        if let Some(secret) = &job.key_secret {
-            let found = probe.secret(&secret.name).await;
-            let (name, key) = (&secret.name, &secret.key);
-            let remedy = format!(
-                "kubectl -n {namespace} create secret generic {name} --from-literal={key}=…"
-            );
-            see(report, "API key's Secret", name, &namespace, found, &remedy);
-        }
-    }
+    let there = match &probe {
+        Some(probe) => look_around(report, probe, &job, &namespace).await,
+        None => Err("the cluster did not answer"),
+    };
     let manifest = render(report, settings, tenant).await;
-    match (&probe, manifest) {
-        (None, _) => report.skip(&[DRY_RUN], "the cluster did not answer"),
-        (_, None) => report.skip(&[DRY_RUN], "there is no Job to try"),
-        (Some(_), _) if !may_create => report.skip(&[DRY_RUN], "Jobs may not be created"),
-        (Some(probe), Some(manifest)) => dry_run(report, probe, &manifest).await,
+    match (&probe, there, manifest) {
+        (_, Err(because), _) => report.skip(&[DRY_RUN], because),
+        (_, _, None) => report.skip(&[DRY_RUN], "there is no Job to try"),
+        (None, ..) => {}
+        (Some(probe), _, Some(manifest)) => dry_run(report, probe, &namespace, &manifest).await,
     }
 }
 
-async fn see_namespace(report: &mut Report, probe: &Probe, namespace: &str) {
-    match probe.namespace().await {
+/// Namespace, permissions, and what Jobs refer to; why no Job can be tried, if none can.
+async fn look_around(
+    report: &mut Report,
+    probe: &Probe,
+    job: &ManifestSettings,
+    namespace: &str,
+) -> Result<(), &'static str> {
+    let there = see_namespace(report, probe, namespace).await;
+    let may_create = permissions(report, probe, namespace).await;
+    if !there {
+        return Err("there is no namespace for it");
+    }
+    if let Some(name) = &job.service_account_name {
+        let found = probe.service_account(name).await;
+        let remedy = format!("kubectl -n {namespace} create serviceaccount {name}");
+        see(report, "service account", name, namespace, found, &remedy);
+    }
+    for name in job.image_pull_secrets.iter().flatten() {
+        let found = probe.secret(name).await;
+        let remedy = format!(
+            "kubectl -n {namespace} create secret docker-registry {name} --docker-server=…"
+        );
+        see(report, "image pull secret", name, namespace, found, &remedy);
+    }
+    if let Some(secret) = &job.key_secret {
+        let found = probe.secret(&secret.name).await;
+        let (name, key) = (&secret.name, &secret.key);
+        let remedy =
+            format!("kubectl -n {namespace} create secret generic {name} --from-literal={key}=…");
+        see(report, "API key's Secret", name, namespace, found, &remedy);
+    }
+    may_create.then_some(()).ok_or("Jobs may not be created")
+}
+
+/// Notes whether the namespace is there; `false` if it is known not to be.
+async fn see_namespace(report: &mut Report, probe: &Probe, namespace: &str) -> bool {
+    let found = probe.namespace().await;
+    let there = found != Ok(Found::No);
+    match found {
         Ok(Found::Yes) => report.good(NAMESPACE, namespace),
-        Ok(Found::No) => report.bad(
-            NAMESPACE,
-            format!("there is no namespace {namespace}"),
-            format!("create it with `kubectl create namespace {namespace}`, or name another with --namespace"),
-        ),
+        Ok(Found::No) => {
+            let detail = format!("there is no namespace {namespace}");
+            report.bad(NAMESPACE, detail, create_namespace(namespace));
+        }
         Ok(Found::Hidden) => report.open(
             NAMESPACE,
             format!("whether {namespace} exists may not be asked; the dry run tells"),
         ),
         Err(error) => report.bad(NAMESPACE, error, "see why the API server does not answer"),
     }
+    there
+}
+
+fn create_namespace(namespace: &str) -> String {
+    format!(
+        "create it with `kubectl create namespace {namespace}`, or name another with --namespace"
+    )
 }
 
 /// Notes what is allowed, rule by rule; whether Jobs may be created.
@@ -208,13 +223,16 @@ async fn render(report: &mut Report, settings: Settings, tenant: Option<String>)
     }
 }
 
-async fn dry_run(report: &mut Report, probe: &Probe, manifest: &Value) {
-    match probe.dry_run(manifest).await {
-        Ok(()) => report.good(DRY_RUN, "the API server would take the Job"),
-        Err(error) => report.bad(
-            DRY_RUN,
-            error,
-            "change the job template or --job-patch so that the API server and its admission take the Job",
-        ),
-    }
+async fn dry_run(report: &mut Report, probe: &Probe, namespace: &str, manifest: &Value) {
+    let error = match probe.dry_run(manifest).await {
+        Ok(()) => return report.good(DRY_RUN, "the API server would take the Job"),
+        Err(error) => error,
+    };
+    // Who may not look at namespaces learns it here.
+    let remedy = if error.contains(&format!("namespaces {namespace:?} not found")) {
+        create_namespace(namespace)
+    } else {
+        "change the job template or --job-patch so that the API server and its admission take the Job".to_owned()
+    };
+    report.bad(DRY_RUN, error, remedy);
 }
