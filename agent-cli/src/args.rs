@@ -1,6 +1,7 @@
 //! The command line.
 
 mod install;
+mod resources;
 mod values;
 
 use std::path::PathBuf;
@@ -10,8 +11,9 @@ use agent_templates::Scheme;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 pub use self::install::InstallArgs;
+pub use self::resources::ResourceArgs;
 pub use self::values::PullPolicy;
-use self::values::{duration, quantity};
+use self::values::duration;
 
 /// The version, and the commit where it is known.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("AGENT_COMMIT_SUFFIX"));
@@ -239,27 +241,8 @@ pub struct StartArgs {
     /// The image pull secrets of the Jobs' pods [env: IMAGE_PULL_SECRETS]
     #[arg(long, value_name = "A,B", help_heading = "Jobs")]
     pub image_pull_secrets: Option<String>,
-    /// The memory that is reserved for a flow which says nothing of memory, such as 512Mi
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub mem_request: Option<String>,
-    /// The memory after which such a flow is killed
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub mem_limit: Option<String>,
-    /// The processor time that is reserved for a flow which says nothing of it, such as 500m
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub cpu_request: Option<String>,
-    /// The processor time that such a flow gets at most
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub cpu_limit: Option<String>,
-    /// When the image of a flow is pulled that does not say
-    #[arg(
-        long,
-        value_enum,
-        ignore_case = true,
-        value_name = "POLICY",
-        help_heading = "Jobs"
-    )]
-    pub image_pull_policy: Option<PullPolicy>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
     /// Keep finished Jobs [env: DELETE_FINISHED_JOBS=False]
     #[arg(long, help_heading = "Jobs")]
     pub disable_job_deletion: bool,

@@ -16,8 +16,8 @@ use crate::config::{Config, Environment, Origin};
 use crate::python;
 use crate::settings::{name_and_key, normalized, pair_of, sorted};
 
-/// The image without its tag. Nobody publishes one: it is what the project's own build calls it.
-const IMAGE: &str = "prefect-kubernetes-agent";
+/// The image without its tag. Nobody publishes one: it is what the project's own builds call it.
+const IMAGE: &str = "localhost/prefect-kubernetes-agent";
 /// The key of a ConfigMap that holds the job template when nobody names another.
 const TEMPLATE_KEY: &str = "job.yaml";
 /// The address of Prefect Cloud's API.
@@ -243,12 +243,9 @@ fn start_flags(args: &InstallArgs) -> Result<(Vec<String>, StartArgs)> {
         }
     };
     add("--agent-config-id", given(&args.agent_config_id));
-    add("--mem-request", args.mem_request.clone());
-    add("--mem-limit", args.mem_limit.clone());
-    add("--cpu-request", args.cpu_request.clone());
-    add("--cpu-limit", args.cpu_limit.clone());
-    let policy = args.image_pull_policy.map(|policy| policy.to_string());
-    add("--image-pull-policy", policy);
+    for (flag, value) in args.resources.flags() {
+        add(flag, value);
+    }
     let template = template(args)?;
     let template = template.map(|map| format!("{TEMPLATE_DIR}/{}", map.key));
     add("--job-template", template);

@@ -382,12 +382,13 @@ fn request_timeout(from: &mut Sources<'_>) -> Result<Duration> {
 fn manifest(from: &mut Sources<'_>, args: &StartArgs, cwd: &Path) -> Result<ManifestSettings> {
     let job_template = flag_given("--job-template", &args.job_template);
     from.show("--job-template", job_template.as_ref(), "built in");
+    let (resources, image_pull_policy) = resources(from, args);
     Ok(ManifestSettings {
         job_template: job_template.map(|(path, _)| path),
         service_account_name: service_account(from, args),
         image_pull_secrets: pull_secrets(from, args),
-        resources: resources(from, args),
-        image_pull_policy: pull_policy(from, args),
+        resources,
+        image_pull_policy,
         env: flow_env(from, args)?,
         volumes: items(from, "--volume", &args.volumes, "JOB_VOLUMES", "name")?,
         volume_mounts: items(
@@ -451,28 +452,21 @@ fn pull_secrets(from: &mut Sources<'_>, args: &StartArgs) -> Option<Vec<String>>
     )
 }
 
-fn resources(from: &mut Sources<'_>, args: &StartArgs) -> JobResources {
-    let mut given = |flag: &'static str, given: &Option<String>| {
-        let found = flag_given(flag, given);
-        from.show(flag, found.as_ref(), "none");
-        found.map(|(amount, _)| amount)
+/// What flows may use that say nothing, and when their image is pulled.
+fn resources(from: &mut Sources<'_>, args: &StartArgs) -> (JobResources, Option<String>) {
+    let [memory_request, memory_limit, cpu_request, cpu_limit, policy] =
+        args.resources.flags().map(|(flag, value)| {
+            let found = flag_given(flag, &value);
+            from.show(flag, found.as_ref(), "none");
+            value
+        });
+    let resources = JobResources {
+        memory_request,
+        memory_limit,
+        cpu_request,
+        cpu_limit,
     };
-    JobResources {
-        memory_request: given("--mem-request", &args.mem_request),
-        memory_limit: given("--mem-limit", &args.mem_limit),
-        cpu_request: given("--cpu-request", &args.cpu_request),
-        cpu_limit: given("--cpu-limit", &args.cpu_limit),
-    }
-}
-
-fn pull_policy(from: &mut Sources<'_>, args: &StartArgs) -> Option<String> {
-    let flag = "--image-pull-policy";
-    let found = flag_given(
-        flag,
-        &args.image_pull_policy.map(|policy| policy.to_string()),
-    );
-    from.show(flag, found.as_ref(), "none");
-    found.map(|(policy, _)| policy)
+    (resources, policy)
 }
 
 fn flow_env(from: &mut Sources<'_>, args: &StartArgs) -> Result<Vec<(String, String)>> {

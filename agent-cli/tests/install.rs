@@ -148,7 +148,7 @@ fn the_agent_in_the_cluster_is_told_what_install_was_told() {
     assert_eq!(deployment["spec"]["replicas"], 3);
     assert_eq!(deployment["metadata"]["namespace"], "agents");
     let image = &container(&objects)["image"];
-    assert_eq!(image, "prefect-kubernetes-agent:latest");
+    assert_eq!(image, "localhost/prefect-kubernetes-agent:latest");
     let pull = &deployment["spec"]["template"]["spec"]["imagePullSecrets"];
     assert_eq!(*pull, json!([{"name": "one"}, {"name": "two"}]));
     let hushed = objects.iter().filter(|object| object["kind"] != "Secret");
@@ -259,8 +259,14 @@ fn images_get_a_tag_unless_they_have_one() {
     let version = env!("CARGO_PKG_VERSION");
     let digest = format!("r/a@sha256:{}", "0".repeat(64));
     for (flags, image) in [
-        (&[][..], format!("prefect-kubernetes-agent:{version}")),
-        (&["--latest"], "prefect-kubernetes-agent:latest".to_owned()),
+        (
+            &[][..],
+            format!("localhost/prefect-kubernetes-agent:{version}"),
+        ),
+        (
+            &["--latest"],
+            "localhost/prefect-kubernetes-agent:latest".to_owned(),
+        ),
         (&["--image=r:5000/a"], format!("r:5000/a:{version}")),
         (
             &["--image=r:5000/a", "--latest"],

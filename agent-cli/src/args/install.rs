@@ -1,7 +1,6 @@
 //! The flags of `install` and `uninstall`: those of the Python agent with their meanings, and ours.
 
-use super::PullPolicy;
-use super::values::quantity;
+use super::ResourceArgs;
 
 /// The flags of `install` and `uninstall`.
 #[derive(Debug, clap::Args)]
@@ -48,27 +47,8 @@ pub struct InstallArgs {
     /// The service account of the Jobs' pods
     #[arg(long, value_name = "NAME", help_heading = "Jobs")]
     pub service_account_name: Option<String>,
-    /// The memory that is reserved for a flow which says nothing of memory, such as 512Mi
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub mem_request: Option<String>,
-    /// The memory after which such a flow is killed
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub mem_limit: Option<String>,
-    /// The processor time that is reserved for a flow which says nothing of it, such as 500m
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub cpu_request: Option<String>,
-    /// The processor time that such a flow gets at most
-    #[arg(long, value_name = "QUANTITY", value_parser = quantity, help_heading = "Jobs")]
-    pub cpu_limit: Option<String>,
-    /// When the image of a flow is pulled that does not say
-    #[arg(
-        long,
-        value_enum,
-        ignore_case = true,
-        value_name = "POLICY",
-        help_heading = "Jobs"
-    )]
-    pub image_pull_policy: Option<PullPolicy>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
     /// A ConfigMap in the agent's namespace that holds the job template [default key: job.yaml]
     #[arg(long, value_name = "NAME[/KEY]", help_heading = "Jobs")]
     pub job_template_configmap: Option<String>,
@@ -79,7 +59,7 @@ pub struct InstallArgs {
     /// The namespace of the agent itself [default: that of the Jobs]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Agent")]
     pub agent_namespace: Option<String>,
-    /// The agent's image; without a tag, that of this version [default: prefect-kubernetes-agent]
+    /// The agent's image; without a tag, that of this version [default: localhost/prefect-kubernetes-agent]
     #[arg(long, help_heading = "Agent")]
     pub image: Option<String>,
     /// The image's tag is `latest`

@@ -135,6 +135,9 @@ async fn a_key_revoked_later_shows_in_health_and_ends_nothing() {
     let polls = world.prefect.request_count("get_runs_in_queue");
     world.prefect.set_auth(Auth::Status401("other".to_owned()));
     agent.prints("Failed to query for ready flow runs").await;
+    let alive = reqwest::get(format!("{address}/api/live")).await;
+    let alive = alive.expect("it answers").status().as_u16();
+    assert_eq!(alive, 200, "it still tries");
     world.prefect.set_auth(Auth::Open);
     let poked = reqwest::get(format!("{address}/api/poke"))
         .await
