@@ -120,35 +120,40 @@ impl PrefectApi {
         if let Some(tenant) = self.transport.tenant() {
             return Ok(tenant.to_owned());
         }
+        let tenants = self.tenants().await?;
+        let tenant = tenants.into_iter().next().ok_or_else(|| {
+            self.refused("tenant", "Your Prefect Server instance has no tenants. Create a tenant with `prefect server create-tenant`")
+        })?;
+        self.transport.set_tenant(tenant.clone());
+        Ok(tenant)
+    }
+
+    /// The ids of the tenants that the API has for this agent, whatever the settings say: that of
+    /// the key with Cloud, all of them with Server.
+    ///
+    /// # Errors
+    /// What the API said, or that the key has no tenant.
+    pub async fn tenants(&self) -> Result<Vec<String>, ApiError> {
         let budget = self.settings.retry_start_for;
-        let refused = |cause: &str| {
-            self.transport
-                .error("tenant", Cause::Refused(cause.to_owned()))
-        };
-        let tenant = match self.settings.backend {
-            Backend::Cloud if !self.transport.has_key() => {
-                return Err(refused(
-                    "You have not set an API key for authentication; set one with --key or PREFECT__CLOUD__API_KEY.",
-                ));
-            }
-            Backend::Cloud => self
-                .transport
-                .run("auth_info", Auth::build(()), budget)
-                .await?
-                .auth_info
-                .and_then(|info| info.tenant_id)
-                .ok_or_else(|| {
-                    refused("An API token was used as an API key. There is no tenant associated with API tokens. Use an API key for authentication.")
-                })?,
-            Backend::Server => {
-                let tenants = self.transport.run("tenant", Tenants::build(()), budget).await?;
-                tenants.tenant.into_iter().next().map(|tenant| tenant.id).ok_or_else(|| {
-                    refused("Your Prefect Server instance has no tenants. Create a tenant with `prefect server create-tenant`")
-                })?
-            }
-        };
-        self.transport.set_tenant(tenant.0.clone());
-        Ok(tenant.0)
+        if self.settings.backend == Backend::Server {
+            let found = self.transport.run("tenant", Tenants::build(()), budget);
+            let tenants = found.await?.tenant.into_iter();
+            return Ok(tenants.map(|tenant| tenant.id.0).collect());
+        }
+        if !self.transport.has_key() {
+            return Err(self.refused("tenant", "You have not set an API key for authentication; set one with --key or PREFECT__CLOUD__API_KEY."));
+        }
+        let found = self.transport.run("auth_info", Auth::build(()), budget);
+        let tenant = found.await?.auth_info.and_then(|info| info.tenant_id);
+        let tenant = tenant.ok_or_else(|| {
+            self.refused("tenant", "An API token was used as an API key. There is no tenant associated with API tokens. Use an API key for authentication.")
+        })?;
+        Ok(vec![tenant.0])
+    }
+
+    fn refused(&self, operation: &'static str, cause: &str) -> ApiError {
+        self.transport
+            .error(operation, Cause::Refused(cause.to_owned()))
     }
 
     /// Registers the agent and returns its id.
@@ -191,8 +196,27 @@ impl PrefectApi {
         Ok(agent.0)
     }
 
+    /// The API's version, if it tells one.
+    ///
+    /// # Errors
+    /// What the API said instead.
+    pub async fn version(&self) -> Result<Option<String>, ApiError> {
+        let budget = self.settings.retry_start_for;
+        let about = self.transport.run("api", About::build(()), budget).await?;
+        Ok(about.api.and_then(|api| api.version))
+    }
+
+    /// How far the API's clock is ahead of this machine's, or behind if negative; zero as long as
+    /// they are about equal, and before the first answer.
+    pub fn clock_ahead(&self) -> SignedDuration {
+        self.transport.ahead()
+    }
+
     /// Whether the API answers this agent.
-    pub(crate) async fn hello(&self) -> Result<(), ApiError> {
+    ///
+    /// # Errors
+    /// What came back instead.
+    pub async fn hello(&self) -> Result<(), ApiError> {
         let budget = self.settings.retry_start_for;
         self.transport
             .run("hello", Hello::build(()), budget)

@@ -30,6 +30,18 @@ pub(crate) struct Hello {
 }
 
 #[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "api_info")]
+pub(crate) struct ApiInfo {
+    pub(crate) version: Option<String>,
+}
+
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "query_root")]
+pub(crate) struct About {
+    pub(crate) api: Option<ApiInfo>,
+}
+
+#[derive(cynic::QueryFragment)]
 #[cynic(graphql_type = "tenant")]
 pub(crate) struct Tenant {
     pub(crate) id: Uuid,

@@ -132,9 +132,13 @@ impl Transport {
 
     /// The time by the API's clock, as far as it tells.
     pub(crate) fn now(&self) -> Timestamp {
-        let ahead = SignedDuration::from_millis(self.ahead.load(Ordering::Relaxed));
         let now = Timestamp::now();
-        now.saturating_add(ahead).unwrap_or(now)
+        now.saturating_add(self.ahead()).unwrap_or(now)
+    }
+
+    /// How far the API's clock is ahead of ours; zero when about equal.
+    pub(crate) fn ahead(&self) -> SignedDuration {
+        SignedDuration::from_millis(self.ahead.load(Ordering::Relaxed))
     }
 
     /// An error of this API.

@@ -1,14 +1,37 @@
 //! The command line.
 
+mod install;
+mod resources;
+mod values;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use agent_templates::Scheme;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+pub use self::install::InstallArgs;
+pub use self::resources::ResourceArgs;
+pub use self::values::PullPolicy;
+use self::values::{duration, whole_seconds};
+
+/// The version, and the commit where it is known.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("AGENT_COMMIT_SUFFIX"));
+
 /// Deploys Prefect 1 flow runs as Kubernetes Jobs.
 #[derive(Debug, Parser)]
-#[command(name = "agent-cli", version, about, propagate_version = true)]
+#[command(
+    name = "agent-cli",
+    version = VERSION,
+    about,
+    propagate_version = true,
+    after_help = "\
+Examples:
+  agent-cli check --api http://localhost:4200
+  agent-cli start --api http://localhost:4200 --label prod --namespace flows
+  agent-cli install --backend server --api http://apollo:4200 --rbac | kubectl apply -f -
+  agent-cli render --run-config run-config.yaml --job-template job.yaml"
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -24,6 +47,26 @@ pub enum Command {
     Render(Box<RenderArgs>),
     /// Prints each effective setting of `start` and where it came from; secrets are masked.
     Config(Box<ConfigArgs>),
+    /// Looks whether both APIs, the permissions and the job template are as `start` needs them.
+    Check(Box<CheckArgs>),
+    /// Prints the Kubernetes objects that run an agent, for `kubectl apply -f -`.
+    Install(Box<InstallArgs>),
+    /// Prints the objects of the same `install`, for `kubectl delete -f -`.
+    Uninstall(Box<InstallArgs>),
+    /// Prints the completions of a shell.
+    #[command(
+        after_help = "Example:\n  agent-cli completions bash > /etc/bash_completion.d/agent-cli"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints a page of the manual.
+    #[command(after_help = "Example:\n  agent-cli man start | man -l -")]
+    Man {
+        /// The command that it is about; without one, the whole program
+        command: Option<String>,
+    },
 }
 
 /// The flags of `render`.
@@ -65,6 +108,25 @@ pub struct ConfigArgs {
         value_enum,
         default_value = "table",
         help_heading = "Config"
+    )]
+    pub output: ListFormat,
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// The flags of `check`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  agent-cli check --api http://localhost:4200 --namespace flows\n  agent-cli check -o json\n  kubectl exec deploy/prefect-agent -- agent-cli check"
+)]
+pub struct CheckArgs {
+    /// The form of the report
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value = "table",
+        help_heading = "Check"
     )]
     pub output: ListFormat,
     #[command(flatten)]
@@ -179,6 +241,8 @@ pub struct StartArgs {
     /// The image pull secrets of the Jobs' pods [env: IMAGE_PULL_SECRETS]
     #[arg(long, value_name = "A,B", help_heading = "Jobs")]
     pub image_pull_secrets: Option<String>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
     /// Keep finished Jobs [env: DELETE_FINISHED_JOBS=False]
     #[arg(long, help_heading = "Jobs")]
     pub disable_job_deletion: bool,
@@ -234,7 +298,7 @@ pub struct StartArgs {
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(..=1000), help_heading = "Supervision")]
     pub output_lines: u16,
 
-    /// Where /api/health, /api/poke and /metrics are served, such as http://:8080 [env: PREFECT__CLOUD__AGENT__AGENT_ADDRESS]
+    /// Where /api/health, /api/live, /api/poke and /metrics are served, such as http://:8080 [env: PREFECT__CLOUD__AGENT__AGENT_ADDRESS]
     #[arg(long, value_name = "URL", help_heading = "Agent")]
     pub agent_address: Option<String>,
     /// The level of the agent's own log [env: PREFECT__CLOUD__AGENT__LEVEL; default: INFO]
@@ -243,22 +307,4 @@ pub struct StartArgs {
     /// The form of the agent's own log
     #[arg(long, value_enum, default_value = "text", action = ArgAction::Set, help_heading = "Agent")]
     pub log_format: LogFormat,
-}
-
-/// A duration such as `90s`, `5m` or `1h 30m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: Result<jiff::SignedDuration, _> = text.parse();
-    parsed
-        .ok()
-        .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| "use a duration such as 90s, 5m or 1h".to_owned())
-}
-
-/// A duration that a Lease can hold.
-fn whole_seconds(text: &str) -> Result<Duration, String> {
-    let given = duration(text)?;
-    if given.subsec_nanos() != 0 || !(1..=600).contains(&given.as_secs()) {
-        return Err("use whole seconds, from 1s to 10m".to_owned());
-    }
-    Ok(given)
 }

@@ -1,4 +1,4 @@
-//! The HTTP endpoint of the agent: `/api/health`, `/api/poke` and `/metrics`.
+//! The HTTP endpoint of the agent: `/api/health`, `/api/live`, `/api/poke` and `/metrics`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -40,6 +40,7 @@ pub async fn serve(
     tracing::info!("Agent API listening on http://{}", listener.local_addr()?);
     let router = Router::new()
         .route("/api/health", get(check))
+        .route("/api/live", get(alive))
         .route("/api/poke", get(poke))
         .route("/metrics", get(exposition))
         .with_state(Told { health, metrics });
@@ -73,6 +74,16 @@ async fn check(State(told): State<Told>) -> impl IntoResponse {
             body["reason"] = reason.into();
             (StatusCode::SERVICE_UNAVAILABLE, Json(body))
         }
+    }
+}
+
+async fn alive(State(told): State<Told>) -> impl IntoResponse {
+    match told.health.check_alive(LATELY) {
+        Ok(()) => (StatusCode::OK, Json(json!({}))),
+        Err(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({"reason": reason})),
+        ),
     }
 }
 

@@ -29,17 +29,33 @@ pub fn start(level: Level, format: LogFormat) {
     match format {
         LogFormat::Text => {
             let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
-            let colours = terminal && std::env::var_os("NO_COLOR").is_none();
-            builder.with_ansi(colours).with_target(false).init();
+            builder
+                .with_ansi(colours(terminal))
+                .with_target(false)
+                .init();
         }
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
 }
 
+/// Whether text is coloured: on a terminal, unless `NO_COLOR` says something.
+pub fn colours(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Starts logging of nothing but errors, to standard error: warnings are in the report.
+pub fn errors() {
+    to_stderr("error,aws_config=off");
+}
+
 /// Starts logging of nothing but warnings, to standard error: standard output is for the result.
 pub fn warnings() {
+    to_stderr("warn,aws_config=error");
+}
+
+fn to_stderr(directives: &str) {
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new("warn,aws_config=error"))
+        .with_env_filter(EnvFilter::new(directives))
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)

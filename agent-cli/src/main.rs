@@ -4,14 +4,16 @@ use std::process::ExitCode;
 
 use agent_cli::args::{Cli, Command, StartArgs};
 use agent_cli::config::Environment;
+use agent_cli::install::Purpose;
 use agent_cli::settings::Settings;
-use agent_cli::{logging, render, show, start};
+use agent_cli::{check, install, logging, manual, render, show, start};
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -19,7 +21,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+/// Does what it is told; `false` when that has found something wrong and said so.
+fn run(cli: Cli) -> Result<bool> {
     let cwd = std::env::current_dir().context("the working directory cannot be told")?;
     let resolve = |args: &StartArgs| Settings::resolve(args, &environment(), &cwd);
     match cli.command {
@@ -27,19 +30,33 @@ fn run(cli: Cli) -> Result<()> {
             let settings = resolve(&args)?;
             logging::start(settings.log_level, settings.log_format);
             crypto()?;
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()?;
-            runtime.block_on(start::run(settings))
+            runtime()?.block_on(start::run(settings))?;
         }
         Command::Render(args) => {
             logging::warnings();
             crypto()?;
-            render::run(&args, resolve(&args.start)?, &cwd)
+            render::run(&args, resolve(&args.start)?, &cwd)?;
         }
-        Command::Config(args) => show::run(&resolve(&args.start)?, args.output),
+        Command::Config(args) => show::run(&resolve(&args.start)?, args.output)?,
+        Command::Check(args) => {
+            logging::errors();
+            crypto()?;
+            return runtime()?.block_on(check::run(resolve(&args.start), args.output));
+        }
+        Command::Install(args) => install::run(&args, Purpose::Install, &environment(), &cwd)?,
+        Command::Uninstall(args) => install::run(&args, Purpose::Uninstall, &environment(), &cwd)?,
+        Command::Completions { shell } => manual::completions(shell)?,
+        Command::Man { command } => manual::page(command.as_deref())?,
     }
+    Ok(true)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")
 }
 
 /// The one crypto provider of all TLS.

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent_api_client::{ApiSettings, Backend};
-use agent_k8s::{Graces, JobPatch, KeySecret, ManifestSettings, yaml};
+use agent_k8s::install::API_KEY;
+use agent_k8s::{Graces, JobPatch, JobResources, KeySecret, ManifestSettings, yaml};
 use agent_templates::{Scheme, TemplateSettings};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use secrecy::SecretString;
@@ -15,8 +16,14 @@ use crate::args::{Level, LogFormat, StartArgs};
 use crate::config::{Config, Environment, Origin, Setting};
 use crate::python;
 
-/// The key of a Secret that holds the API key when nobody names another.
-const SECRET_KEY: &str = "PREFECT__CLOUD__API_KEY";
+/// What the Python agent's `install` sets and no agent reads; the flags that do what is meant.
+const UNREAD: [(&str, &str); 5] = [
+    ("JOB_MEM_REQUEST", "--mem-request"),
+    ("JOB_MEM_LIMIT", "--mem-limit"),
+    ("JOB_CPU_REQUEST", "--cpu-request"),
+    ("JOB_CPU_LIMIT", "--cpu-limit"),
+    ("IMAGE_PULL_POLICY", "--image-pull-policy"),
+];
 
 /// The effective settings of `start`.
 #[derive(Debug, Clone)]
@@ -69,6 +76,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Each setting with its origin, for people.
     pub effective: Vec<Effective>,
+    /// What the owner may want to know before the agent starts.
+    pub warnings: Vec<String>,
 }
 
 /// One setting as it takes effect.
@@ -213,6 +222,7 @@ impl Settings {
             output_lines: args.output_lines,
             log_level,
             log_format: args.log_format,
+            warnings: unread(&config),
             effective: from.effective,
         })
     }
@@ -243,6 +253,19 @@ impl Settings {
         api.request_timeout = self.request_timeout;
         Ok(api)
     }
+}
+
+/// Variables that are set and that nothing reads, as ever.
+fn unread(config: &Config) -> Vec<String> {
+    let set = UNREAD.iter().filter(|(variable, _)| {
+        config
+            .variable(variable)
+            .is_some_and(|text| !text.is_empty())
+    });
+    set.map(|(variable, flag)| {
+        format!("{variable} has no effect, as with the Python agent; use {flag}")
+    })
+    .collect()
 }
 
 /// Key and tenant: each from a flag, the configuration or the auth file.
@@ -281,7 +304,7 @@ fn mask(secret: &str) -> String {
 }
 
 /// A tenant id in lower case with dashes.
-fn normalized(id: &str, origin: &Origin) -> Result<String> {
+pub(crate) fn normalized(id: &str, origin: &Origin) -> Result<String> {
     let plain = id.replace("urn:", "").replace("uuid:", "");
     let hex: String = plain
         .trim_matches(['{', '}'])
@@ -318,13 +341,18 @@ fn labels(from: &mut Sources<'_>, args: &StartArgs) -> Result<Vec<String>> {
         })?;
         (labels, setting.origin.clone())
     } else {
-        let mut labels = args.labels.clone();
-        labels.sort();
-        labels.dedup();
-        (labels, Origin::Flag("--label"))
+        (sorted(&args.labels), Origin::Flag("--label"))
     };
     from.record(key, python::list(&labels), origin);
     Ok(labels)
+}
+
+/// Labels in the order in which they are told, each once.
+pub(crate) fn sorted(labels: &[String]) -> Vec<String> {
+    let mut labels = labels.to_vec();
+    labels.sort();
+    labels.dedup();
+    labels
 }
 
 /// The texts of a list; a text that is no list is split at its commas.
@@ -366,10 +394,13 @@ fn request_timeout(from: &mut Sources<'_>) -> Result<Duration> {
 fn manifest(from: &mut Sources<'_>, args: &StartArgs, cwd: &Path) -> Result<ManifestSettings> {
     let job_template = flag_given("--job-template", &args.job_template);
     from.show("--job-template", job_template.as_ref(), "built in");
+    let (resources, image_pull_policy) = resources(from, args);
     Ok(ManifestSettings {
         job_template: job_template.map(|(path, _)| path),
         service_account_name: service_account(from, args),
         image_pull_secrets: pull_secrets(from, args),
+        resources,
+        image_pull_policy,
         env: flow_env(from, args)?,
         volumes: items(from, "--volume", &args.volumes, "JOB_VOLUMES", "name")?,
         volume_mounts: items(
@@ -433,22 +464,42 @@ fn pull_secrets(from: &mut Sources<'_>, args: &StartArgs) -> Option<Vec<String>>
     )
 }
 
+/// What flows may use that say nothing, and when their image is pulled.
+fn resources(from: &mut Sources<'_>, args: &StartArgs) -> (JobResources, Option<String>) {
+    let [memory_request, memory_limit, cpu_request, cpu_limit, policy] =
+        args.resources.flags().map(|(flag, value)| {
+            let found = flag_given(flag, &value);
+            from.show(flag, found.as_ref(), "none");
+            value
+        });
+    let resources = JobResources {
+        memory_request,
+        memory_limit,
+        cpu_request,
+        cpu_limit,
+    };
+    (resources, policy)
+}
+
 fn flow_env(from: &mut Sources<'_>, args: &StartArgs) -> Result<Vec<(String, String)>> {
     let key = "cloud.agent.env_vars";
     let (env, origin) = if args.env.is_empty() {
         configured_env(from.config, key)?
     } else {
-        let pairs = args.env.iter().map(|pair| {
-            let (name, value) = pair
-                .split_once('=')
-                .with_context(|| format!("--env {pair:?} has no `=`; use --env NAME=VALUE"))?;
-            Ok((name.to_owned(), value.to_owned()))
-        });
+        let pairs = args.env.iter().map(|pair| pair_of(pair));
         (pairs.collect::<Result<_>>()?, Origin::Flag("--env"))
     };
     let names: Vec<String> = env.iter().map(|(name, _)| format!("{name}=***")).collect();
     from.record(key, names.join(" "), origin);
     Ok(env)
+}
+
+/// A variable as `--env` takes it.
+pub(crate) fn pair_of(pair: &str) -> Result<(String, String)> {
+    let (name, value) = pair
+        .split_once('=')
+        .with_context(|| format!("--env {pair:?} has no `=`; use --env NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn configured_env(config: &Config, key: &str) -> Result<Given<Vec<(String, String)>>> {
@@ -535,15 +586,16 @@ fn key_secret(from: &mut Sources<'_>, args: &StartArgs) -> Result<Option<KeySecr
     let Some((text, origin)) = found else {
         return Ok(None);
     };
-    let (name, key) = text.split_once('/').unwrap_or((&text, SECRET_KEY));
-    ensure!(
-        !name.is_empty() && !key.is_empty() && !key.contains('/'),
-        "{origin} is {text:?}; use NAME or NAME/KEY"
-    );
-    Ok(Some(KeySecret {
-        name: name.to_owned(),
-        key: key.to_owned(),
-    }))
+    let (name, key) = name_and_key(&text, API_KEY)
+        .with_context(|| format!("{origin} is {text:?}; use NAME or NAME/KEY"))?;
+    Ok(Some(KeySecret { name, key }))
+}
+
+/// The parts of `NAME/KEY`, or of `NAME` alone.
+pub(crate) fn name_and_key(text: &str, default: &str) -> Option<(String, String)> {
+    let (name, key) = text.split_once('/').unwrap_or((text, default));
+    let sound = !name.is_empty() && !key.is_empty() && !key.contains('/');
+    sound.then(|| (name.to_owned(), key.to_owned()))
 }
 
 /// The logging level of flows: a level's name in capitals, or a number.
@@ -692,6 +744,19 @@ mod tests {
             ("mine", &["x".to_owned(), "y".to_owned()][..])
         );
         assert_eq!(settings.manifest.labels, "['x', 'y']");
+    }
+
+    #[test]
+    fn variables_that_nothing_reads_are_told_with_the_flags_that_work() {
+        let env = [("JOB_MEM_REQUEST", "1Gi"), ("IMAGE_PULL_POLICY", "")];
+        let settings = resolve(&["--mem-limit", "2Gi"], &env).expect("fine");
+        assert_eq!(settings.manifest.resources.memory_request, None);
+        let limit = settings.manifest.resources.memory_limit;
+        assert_eq!(limit.as_deref(), Some("2Gi"));
+        let [warning] = settings.warnings.as_slice() else {
+            panic!("{:?}", settings.warnings)
+        };
+        assert!(warning.contains("JOB_MEM_REQUEST") && warning.contains("--mem-request"));
     }
 
     #[test]

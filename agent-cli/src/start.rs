@@ -18,6 +18,9 @@ use crate::{endpoint, metrics};
 /// One sentence when the cluster or the API cannot be used, before anything is deployed.
 pub async fn run(mut settings: Settings) -> Result<()> {
     let shutdown = signals()?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     let cluster = agent_k8s::connect().await.map_err(|error| anyhow!(error))?;
     let api = PrefectApi::new(settings.api()?).map_err(|error| anyhow!(error))?;
     let api = Arc::new(api);

@@ -1,26 +1,32 @@
 //! Flow runs as Kubernetes Jobs.
 //!
+//! - [`access`]: what the agent may do, and the Role for it.
 //! - [`client`]: the way to the cluster.
+//! - [`install`]: the agent's own objects in a cluster.
 //! - [`manifest`]: the Job for a flow run, a pure function of template, run config and settings.
 //! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
 //! - `observe`: watches over Jobs, pods and events.
 //! - `output`: what failed containers printed last.
 //! - `lease`: which of several replicas supervises.
+//! - [`probe`]: whether a cluster has and allows what the agent needs.
 //! - [`yaml`]: YAML 1.1, in which job templates are written.
 //! - `error`: what errors of the Kubernetes API mean for a flow run.
 #![warn(missing_docs)]
 
+pub mod access;
 pub mod backend;
 pub mod client;
 mod counted;
 mod error;
+pub mod install;
 mod lease;
 pub mod manifest;
 mod observe;
 mod output;
+pub mod probe;
 pub mod yaml;
 
 pub use backend::KubernetesBackend;
 pub use client::{Cluster, connect};
-pub use manifest::{JobPatch, KeySecret, ManifestSettings, Manifests};
+pub use manifest::{JobPatch, JobResources, KeySecret, ManifestSettings, Manifests};
 pub use observe::Graces;

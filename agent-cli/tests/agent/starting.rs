@@ -113,6 +113,7 @@ async fn a_key_revoked_later_shows_in_health_and_ends_nothing() {
     let polls = world.prefect.request_count("get_runs_in_queue");
     world.prefect.set_auth(Auth::Status401("other".to_owned()));
     agent.prints("Failed to query for ready flow runs").await;
+    assert_eq!(endpoint.get("/api/live").await.0, 200, "it still tries");
     world.prefect.set_auth(Auth::Open);
     assert_eq!(endpoint.get("/api/poke").await.0, 200);
     assert_eq!(endpoint.get("/other").await.0, 404);

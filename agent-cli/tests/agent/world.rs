@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agent_testkit::faults::Faults;
 use agent_testkit::kubernetes::{Attempt, KubernetesApiBuilder};
+use agent_testkit::prefect::PrefectApiBuilder;
 use agent_testkit::{Course, KubernetesApi, PodEnd, PrefectApi};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -59,6 +60,12 @@ impl World {
         Self::of(prefect, kubernetes).await
     }
 
+    /// These servers, and a node that does nothing.
+    pub(crate) async fn with(prefect: PrefectApiBuilder, kubernetes: KubernetesApiBuilder) -> Self {
+        let prefect = prefect.start().await.expect("a port is free");
+        Self::of(Arc::new(prefect), kubernetes.node_off()).await
+    }
+
     async fn of(prefect: Arc<PrefectApi>, kubernetes: KubernetesApiBuilder) -> Self {
         let kubernetes = kubernetes.namespace("flows").start().await;
         let world = Self {
@@ -91,6 +98,11 @@ impl World {
 
     /// `agent-cli start` with nothing in its environment but these servers.
     pub(crate) fn command(&self) -> Command {
+        self.subcommand("start")
+    }
+
+    /// The same for another command.
+    pub(crate) fn subcommand(&self, name: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agent-cli"));
         command
             .env_clear()
@@ -99,7 +111,7 @@ impl World {
             .env("PREFECT__BACKEND", "server")
             .env("PREFECT__CLOUD__API", self.prefect.url())
             .current_dir(self.dir.path())
-            .arg("start")
+            .arg(name)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

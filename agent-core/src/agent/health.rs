@@ -78,10 +78,7 @@ impl AgentHealth {
                 .unwrap_or_default();
             match (seen.last_round, seen.last_answer) {
                 (None, _) => Err("the agent has not begun to poll".to_owned()),
-                (Some(round), _) if round.elapsed() > lately => Err(format!(
-                    "the poll loop has not moved for {} s",
-                    round.elapsed().as_secs()
-                )),
+                (Some(round), _) if round.elapsed() > lately => Err(still(round)),
                 (_, None) => Err(format!("the API has not answered a poll yet{because}")),
                 (_, Some(answer)) if answer.elapsed() > lately => Err(format!(
                     "the API has not answered a poll for {} s{because}",
@@ -131,6 +128,18 @@ impl AgentHealth {
         });
     }
 
+    /// `Ok` while the poll loop moves, whatever its source answers, within `lately`; else the reason.
+    /// An agent that has not begun yet is alive.
+    ///
+    /// # Errors
+    /// The reason, in a sentence.
+    pub fn check_alive(&self, lately: Duration) -> Result<(), String> {
+        self.with(|seen| match seen.last_round {
+            Some(round) if round.elapsed() > lately => Err(still(round)),
+            _ => Ok(()),
+        })
+    }
+
     pub(super) fn poke_signal(&self) -> Arc<Notify> {
         self.poke.clone()
     }
@@ -163,6 +172,11 @@ impl AgentHealth {
     }
 }
 
+fn still(round: Instant) -> String {
+    let seconds = round.elapsed().as_secs();
+    format!("the poll loop has not moved for {seconds} s")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,15 +188,18 @@ mod tests {
     async fn is_healthy_only_while_polls_are_answered() {
         let health = AgentHealth::default();
         assert!(health.check(LATELY).is_err(), "not begun");
+        assert_eq!(health.check_alive(LATELY), Ok(()));
         health.poll_begins();
         health.poll_answered(None);
         assert_eq!(health.check(LATELY), Ok(()));
         tokio::time::advance(Duration::from_secs(61)).await;
         assert!(health.check(LATELY).unwrap_err().contains("not moved"));
+        assert!(health.check_alive(LATELY).is_err(), "it hangs");
         health.poll_begins();
         health.poll_answered(Some(&Error::transient("connection refused")));
         let reason = health.check(LATELY).unwrap_err();
         assert!(reason.contains("61 s: connection refused"), "{reason}");
+        assert_eq!(health.check_alive(LATELY), Ok(()), "it tries");
         health.poll_answered(None);
         assert_eq!(health.check(LATELY), Ok(()));
     }

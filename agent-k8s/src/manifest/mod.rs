@@ -5,6 +5,7 @@
 mod environment;
 mod image;
 mod patch;
+mod resources;
 mod shape;
 mod storage;
 mod template;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 pub use self::patch::JobPatch;
+pub use self::resources::JobResources;
 use self::shape::{Misfit, describe, mapping, mapping_at};
 use self::template::{Found, Templates};
 
@@ -54,6 +56,10 @@ pub struct ManifestSettings {
     /// Mounts for the flow's container, as in a container's `volumeMounts`; one of the template at
     /// the same path wins.
     pub volume_mounts: Vec<Value>,
+    /// What flows may use, where neither their run config nor their template says anything.
+    pub resources: JobResources,
+    /// The pull policy of the flow's image, where neither the run config nor the template has one.
+    pub image_pull_policy: Option<String>,
     /// The agent's labels as flows are told them, in Python notation.
     pub labels: String,
     /// `cloud` or `server`.
@@ -225,7 +231,12 @@ impl Parts<'_> {
         if let Some(policy) = &self.config.image_pull_policy {
             container.insert("imagePullPolicy".to_owned(), policy.as_str().into());
         }
-        resources(container, self.config).map_err(|misfit| within(misfit.within("resources")))?;
+        if let Some(policy) = &self.settings.image_pull_policy {
+            let policy = || policy.as_str().into();
+            container.entry("imagePullPolicy").or_insert_with(policy);
+        }
+        resources::fill(container, self.config, &self.settings.resources)
+            .map_err(|misfit| within(misfit.within("resources")))?;
         let mounts = &self.settings.volume_mounts;
         add(container, "volumeMounts", "mountPath", mounts).map_err(within)?;
         let given = container.get_mut("env").map(Value::take);
@@ -346,25 +357,6 @@ fn container(pod: &mut Map<String, Value>) -> Result<&mut Map<String, Value>, Mi
         containers.push(json!({}));
     }
     mapping(&mut containers[0]).map_err(|misfit| misfit.within(0).within("containers"))
-}
-
-fn resources(container: &mut Map<String, Value>, config: &KubernetesRun) -> Result<(), Misfit> {
-    let resources = container.entry("resources").or_insert_with(|| json!({}));
-    let resources = mapping(resources)?;
-    for (member, cpu, memory) in [
-        ("requests", &config.cpu_request, &config.memory_request),
-        ("limits", &config.cpu_limit, &config.memory_limit),
-    ] {
-        let amounts = resources.entry(member).or_insert_with(|| json!({}));
-        for (unit, amount) in [("memory", memory), ("cpu", cpu)] {
-            if let Some(amount) = amount {
-                mapping(amounts)
-                    .map_err(|misfit| misfit.within(member))?
-                    .insert(unit.to_owned(), amount.as_str().into());
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Adds items to a list, but none that the list has already by this key.

@@ -189,3 +189,46 @@ fn the_check_names_the_place_and_takes_numbers_for_quantities() {
     let manifest = build(ManifestSettings::default(), template, Value::Null).expect("a manifest");
     assert_eq!(check(&manifest), Ok(()));
 }
+
+#[test]
+fn the_agents_amounts_are_for_flows_that_say_nothing_of_them() {
+    let settings = || ManifestSettings {
+        resources: JobResources {
+            memory_request: Some("512Mi".to_owned()),
+            memory_limit: Some("1Gi".to_owned()),
+            cpu_request: Some("500m".to_owned()),
+            cpu_limit: None,
+        },
+        image_pull_policy: Some("Always".to_owned()),
+        ..ManifestSettings::default()
+    };
+    let container = |template, config| {
+        let manifest = build(settings(), template, config).expect("fine");
+        manifest["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    let universal = json!({"type": "UniversalRun", "__version__": "1"});
+    let plain = container("", universal);
+    let expected =
+        json!({"requests": {"memory": "512Mi", "cpu": "500m"}, "limits": {"memory": "1Gi"}});
+    assert_eq!(plain["resources"], expected);
+    assert_eq!(plain["imagePullPolicy"], "Always");
+
+    let run = json!({
+        "type": "KubernetesRun", "__version__": "1", "memory_request": "2Gi",
+        "image_pull_policy": "Never",
+    });
+    let own = container("", run);
+    // A limit of 1 GiB would be less than what is asked for.
+    let expected = json!({"requests": {"memory": "2Gi", "cpu": "500m"}, "limits": {}});
+    assert_eq!(own["resources"], expected);
+    assert_eq!(own["imagePullPolicy"], "Never");
+
+    let template = "spec: {template: {spec: {containers: [{imagePullPolicy: IfNotPresent, resources: {requests: , limits: {cpu: 2}}}]}}}";
+    let templated = container(
+        template,
+        json!({"type": "KubernetesRun", "__version__": "1"}),
+    );
+    let expected = json!({"requests": {"memory": "512Mi"}, "limits": {"cpu": 2, "memory": "1Gi"}});
+    assert_eq!(templated["resources"], expected);
+    assert_eq!(templated["imagePullPolicy"], "IfNotPresent");
+}

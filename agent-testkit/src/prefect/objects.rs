@@ -19,6 +19,14 @@ pub(crate) struct Tenant {
 }
 
 #[derive(SimpleObject)]
+#[graphql(name = "api_info")]
+pub(crate) struct ApiInfo {
+    pub(crate) backend: String,
+    pub(crate) mode: String,
+    pub(crate) version: String,
+}
+
+#[derive(SimpleObject)]
 #[graphql(name = "auth_info", rename_fields = "snake_case")]
 pub(crate) struct AuthInfo {
     pub(crate) tenant_id: Option<Id>,

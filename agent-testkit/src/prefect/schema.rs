@@ -12,13 +12,17 @@ use super::inputs::{
     SetFlowRunStatesInput, SetTaskRunStatesInput, WriteRunLogsInput,
 };
 use super::objects::{
-    AgentConfig, AgentNode, AuthInfo, FlowRunNode, RegisterAgentPayload, RunsInQueuePayload,
-    SetFlowRunStatesPayload, SetStatePayload, SetTaskRunStatesPayload, SuccessPayload, Tenant,
+    AgentConfig, AgentNode, ApiInfo, AuthInfo, FlowRunNode, RegisterAgentPayload,
+    RunsInQueuePayload, SetFlowRunStatesPayload, SetStatePayload, SetTaskRunStatesPayload,
+    SuccessPayload, Tenant,
 };
 use super::rows::LogRow;
 use super::scalars::Id;
 use super::shared::{Caller, Shared};
 use super::states::{Outcome, Refusal};
+
+/// The version that the server says it is.
+const VERSION: &str = "testkit";
 
 /// What both the open-source server and Cloud answer.
 #[derive(Default)]
@@ -28,6 +32,14 @@ pub(crate) struct CommonQueries;
 impl CommonQueries {
     async fn hello(&self) -> &str {
         "👋"
+    }
+
+    async fn api(&self) -> ApiInfo {
+        ApiInfo {
+            backend: "SERVER".into(),
+            mode: "normal".into(),
+            version: VERSION.into(),
+        }
     }
 
     async fn tenant(&self, context: &Context<'_>) -> Vec<Tenant> {

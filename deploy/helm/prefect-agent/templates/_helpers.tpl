@@ -1,0 +1,43 @@
+{{- define "agent.selector" -}}
+app: {{ .Values.name }}
+{{- end }}
+
+{{- define "agent.labels" -}}
+{{ include "agent.selector" . }}
+app.kubernetes.io/instance: {{ .Values.name }}
+app.kubernetes.io/name: prefect-agent
+{{- end }}
+
+{{- define "agent.metadata" -}}
+name: {{ .Values.name }}
+namespace: {{ .Release.Namespace }}
+labels:
+  {{- include "agent.labels" . | nindent 2 }}
+{{- end }}
+
+{{- define "agent.jobNamespace" -}}
+{{ .Values.jobs.namespace | default .Release.Namespace }}
+{{- end }}
+
+{{- define "agent.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ .Values.name }}
+{{- else -}}
+{{ .Values.serviceAccount.name | default "default" }}
+{{- end -}}
+{{- end }}
+
+{{- define "agent.api" -}}
+{{- if .Values.prefect.api -}}
+{{ .Values.prefect.api }}
+{{- else if eq .Values.prefect.backend "server" -}}
+{{ fail "prefect.api: the address of the server's API is not known" }}
+{{- else -}}
+https://api.prefect.io
+{{- end -}}
+{{- end }}
+
+{{- /* The kubelet takes $(NAME) for a reference and $$ for one $. */ -}}
+{{- define "agent.literal" -}}
+{{ . | toString | replace "$" "$$" | quote }}
+{{- end }}
