@@ -1,6 +1,6 @@
 //! A row of the API's `flow_run` query, and the flow run it describes.
 
-use agent_core::{Flow, FlowRun, FlowRunId, Work};
+use agent_core::{Flow, FlowRun, FlowRunId, Phase, Work};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -117,6 +117,7 @@ impl FlowRunRow {
             })
             .collect();
         let scheduled = state::is_scheduled(&self.serialized_state);
+        let under_way = state::phase(state::kind(&self.serialized_state)) == Phase::Running;
         let start = state::start_time(&self.serialized_state);
         let attempt = match (start, tasks.is_empty()) {
             (None, false) => retry_attempt(&self.id, &tasks),
@@ -134,6 +135,7 @@ impl FlowRunRow {
             id: FlowRunId::from(self.id),
             name: self.name.unwrap_or_default(),
             due: start.filter(|_| scheduled),
+            under_way,
             attempt,
             work: Work::Flow(Box::new(Flow {
                 id: self.flow.id,

@@ -60,6 +60,9 @@ pub struct FlowRun {
     pub name: String,
     /// When it may start; `None` means now. It is never deployed earlier.
     pub due: Option<Timestamp>,
+    /// Whether it was under way already when it became ready, to try again a part of it; a claim
+    /// does not change its phase then.
+    pub under_way: bool,
     /// What tells this attempt at the run from every other: equal before the claim, after it and
     /// in every replica of the agent, different when the run is scheduled again. Backends derive
     /// the name of the job from it, so that submitting twice cannot make two jobs.
@@ -81,6 +84,7 @@ impl FlowRun {
             name: name.into(),
             id,
             due: None,
+            under_way: false,
             work,
             token: Value::Null,
             read_at: Instant::now(),

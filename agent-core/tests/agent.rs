@@ -6,53 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agent_core::{Agent, AgentBuilder, Error, JobRef, LogLevel, Phase};
-use support::{Faults, Jobs, Memory};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
-
-/// A running agent; ends cleanly on [`Running::stop`].
-struct Running {
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<agent_core::Result<()>>,
-}
-
-impl Running {
-    fn start(builder: AgentBuilder) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let agent = builder.build();
-        let task = tokio::spawn(agent.run(async {
-            let _ = stopped.await;
-        }));
-        Self { stop, task }
-    }
-
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        self.task.await.expect("no panic").expect("a clean end");
-    }
-
-    fn kill(self) {
-        self.task.abort();
-    }
-}
+use agent_core::{Agent, Error, JobRef, LogLevel, Phase};
+use support::{Faults, Jobs, Memory, Running, until};
+use tokio::time::{Instant, sleep};
 
 fn world() -> (Arc<Memory>, Arc<Jobs>) {
     let source = Memory::new(1);
     let jobs = Jobs::new(&source);
     (source, jobs)
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let waiting = async {
-        while !condition() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(Duration::from_secs(3600), waiting)
-        .await
-        .unwrap_or_else(|_| panic!("{what} never happened"));
 }
 
 #[tokio::test(start_paused = true)]

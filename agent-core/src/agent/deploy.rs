@@ -12,7 +12,7 @@ use super::in_hand::{Held, Stage};
 use super::slots::Slot;
 use crate::backoff::Backoff;
 use crate::failpoint;
-use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Result, Submission};
+use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Phase, Result, Submission};
 
 /// How old the reading of a run may be when it is claimed. The open-source server refuses a
 /// second claim only for 30 s after the first one and does not check versions, so an older
@@ -22,6 +22,8 @@ const FRESH: Duration = Duration::from_secs(10);
 /// noticed after this time.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
+/// How soon after its claim a run is submitted without being looked at again.
+const PROMPT: Duration = Duration::from_secs(5);
 /// A backend that takes longer for one job is overloaded.
 const SLOW: Duration = Duration::from_secs(5);
 /// How long a run that is to fail waits for its log to hold the reason.
@@ -67,7 +69,7 @@ pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
             run.id
         );
         let place = shared.in_flight.enter_now(&run.id);
-        if let Err(error) = submit(&shared, &run, place).await {
+        if let Err(error) = submit(&shared, &run, place, None).await {
             give_up(&shared, &run, error).await;
         }
     }
@@ -124,6 +126,7 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
     };
     tracing::info!("Deploying flow run {} to execution environment...", run.id);
     failpoint::reached("before-claim");
+    let claimed = Instant::now();
     let claim = shared.source.claim(run).await;
     count_claim(&claim);
     match claim {
@@ -152,17 +155,38 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
         count_deployment("adopted");
         return Ok(());
     }
-    submit(shared, run, place).await
+    submit(shared, run, place, Some(claimed)).await
 }
 
 /// Submits a claimed run. An outage of the backend is waited out: the slot stays taken, so that
 /// no more is claimed than can be deployed. When the agent stops meanwhile, the next process
 /// recovers the run.
-async fn submit(shared: &Shared, run: &FlowRun, place: Place) -> Result<()> {
+///
+/// Before it is submitted again, or long after the claim, the run is looked at: it may have got its
+/// job, which may be gone already.
+async fn submit(
+    shared: &Shared,
+    run: &FlowRun,
+    place: Place,
+    claimed: Option<Instant>,
+) -> Result<()> {
     failpoint::reached("after-claim");
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut refused: Option<Instant> = None;
+    let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
     let Submission { job, created } = loop {
+        if !std::mem::replace(&mut fresh, false) {
+            match is_wanted(shared, run).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if error.is_transient() => {
+                    tracing::warn!("Cannot read the state of flow run {}: {error}", run.id);
+                    tokio::time::sleep(backoff.pause(error.retry_after())).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let began = Instant::now();
         match shared.backend.submit(run).await {
             Ok(submission) if began.elapsed() > SLOW => {
@@ -205,6 +229,26 @@ async fn submit(shared: &Shared, run: &FlowRun, place: Place) -> Result<()> {
         shared.logs.write(submitted(shared, run, &job)).await;
     }
     Ok(())
+}
+
+/// Whether a claimed run still waits for its job.
+async fn is_wanted(shared: &Shared, run: &FlowRun) -> Result<bool> {
+    let states = shared.source.states(std::slice::from_ref(&run.id)).await?;
+    let phase = states.get(&run.id).map(|state| state.phase);
+    let wanted = match phase {
+        Some(Phase::Submitted) => true,
+        Some(Phase::Running) => run.under_way,
+        // Nothing speaks against it.
+        None => true,
+        _ => false,
+    };
+    if !wanted {
+        tracing::info!(
+            "Flow run {} does not wait for a job any more: it is {phase:?}",
+            run.id
+        );
+    }
+    Ok(wanted)
 }
 
 fn count_claim(claim: &Result<Claim>) {

@@ -1,5 +1,11 @@
 //! A source and a backend in memory, with faults drawn from a seed, for tests of the agent alone.
-#![allow(unreachable_pub, reason = "shared by test files")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    reason = "shared by test files, of which none uses all"
+)]
+
+pub mod cluster;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,11 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use agent_core::{
-    Claim, Error, FlowRun, FlowRunId, FlowRunSource, JobBackend, JobRef, LogEntry, Phase, Ready,
-    ReadyQuery, Registration, Result, State, Submission, Work, async_trait,
+    AgentBuilder, Claim, Error, FlowRun, FlowRunId, FlowRunSource, JobBackend, JobRef, LogEntry,
+    Phase, Ready, ReadyQuery, Registration, Result, State, Submission, Work, async_trait,
 };
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Instant, sleep};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Time by tokio's clock, which tests pause.
 #[derive(Clone, Copy)]
@@ -220,12 +228,29 @@ impl FlowRunSource for Memory {
     }
 
     async fn write_logs(&self, entries: &[LogEntry]) -> Result<()> {
+        let (before, after) = self.weather().await;
+        if before {
+            return Err(broken());
+        }
         let mut runs = self.runs();
         for entry in entries {
             let stored = runs.get_mut(&entry.flow_run_id).expect("known");
             stored.logs.push(entry.clone());
         }
-        Ok(())
+        if after { Err(broken()) } else { Ok(()) }
+    }
+
+    async fn logged(&self, entries: &[LogEntry]) -> Result<Vec<bool>> {
+        if self.weather().await.0 {
+            return Err(broken());
+        }
+        let runs = self.runs();
+        let there = |entry: &LogEntry| {
+            let logs = runs[&entry.flow_run_id].logs.iter();
+            logs.into_iter()
+                .any(|log| log.message.starts_with(&entry.message))
+        };
+        Ok(entries.iter().map(there).collect())
     }
 
     async fn states(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>> {
@@ -318,4 +343,42 @@ impl JobBackend for Jobs {
         let existing = self.existing.lock().expect("no panics");
         Ok(existing.get(&run.id).cloned().unwrap_or_default())
     }
+}
+
+/// A running agent; ends cleanly on [`Running::stop`].
+pub struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<agent_core::Result<()>>,
+}
+
+impl Running {
+    pub fn start(builder: AgentBuilder) -> Self {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let agent = builder.build();
+        let task = tokio::spawn(agent.run(async {
+            let _ = stopped.await;
+        }));
+        Self { stop, task }
+    }
+
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        self.task.await.expect("no panic").expect("a clean end");
+    }
+
+    pub fn kill(self) {
+        self.task.abort();
+    }
+}
+
+/// Waits for a condition, by the paused clock.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waiting = async {
+        while !condition() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(3600), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("{what} never happened"));
 }

@@ -13,6 +13,9 @@ use crate::{LogEntry, LogLevel, Phase, Result, State};
 
 /// How long a job is kept whose run has not reported although the job has ended.
 const UNREPORTED: Duration = Duration::from_secs(60);
+/// How long an ended job is kept in any case. Who is about to make it once more, because the answer
+/// to its making was lost, has to find it.
+const SETTLE: Duration = Duration::from_secs(2);
 /// After what time something that was refused is tried again.
 const REFUSED: Duration = Duration::from_secs(300);
 
@@ -160,7 +163,18 @@ impl Supervisor {
         reported: bool,
         now: bool,
     ) -> Result<()> {
-        let keep = if now { Duration::ZERO } else { self.kept(seen) };
+        let settled = match seen.state {
+            JobState::Active => Duration::ZERO,
+            _ => {
+                let ended = *own.ended.get_or_insert_with(Instant::now);
+                SETTLE.saturating_sub(ended.elapsed())
+            }
+        };
+        let keep = if now {
+            Duration::ZERO
+        } else {
+            self.kept(seen).max(settled)
+        };
         if !keep.is_zero() {
             self.table.look_again(&seen.job, later(keep));
             return Ok(());

@@ -39,6 +39,8 @@ pub(super) struct Own {
     /// The source does not know the run: it is somebody else's.
     pub(super) foreign: bool,
     pub(super) deleted: bool,
+    /// When it was seen first that the job has ended.
+    pub(super) ended: Option<Instant>,
 }
 
 /// That a run has ended although its job goes on.

@@ -1,0 +1,74 @@
+//! The supervision of jobs in memory, under a paused clock, with faults, kills and several replicas.
+
+mod support;
+
+use std::time::Duration;
+
+use agent_core::{Agent, LogLevel, Phase};
+use support::cluster::{Cluster, Replica};
+use support::{Faults, Memory, Running, until};
+use tokio::time::sleep;
+
+const RUNS: usize = 40;
+
+/// Whatever breaks and whoever dies, every run ends as its job did, each failed job is reported
+/// once, and every job is deleted. Each seed is another interleaving.
+#[tokio::test(start_paused = true)]
+async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
+    for seed in 0..200 {
+        let source = Memory::new(seed);
+        let cluster = Cluster::new(&source);
+        *source.faults.lock().expect("no panics") = Faults {
+            before: 6,
+            after: 6,
+            latency_ms: 400,
+        };
+        let mut random = fastrand::Rng::with_seed(seed);
+        for n in 0..RUNS {
+            let due = source
+                .clock
+                .at(Duration::from_millis(random.u64(0..20_000)));
+            source.seed(&n.to_string(), Some(due));
+        }
+        let mut next = 0;
+        let mut start = || {
+            next += 1;
+            let replica = Replica {
+                cluster: cluster.clone(),
+                id: next,
+            };
+            Running::start(Agent::builder(source.clone(), std::sync::Arc::new(replica)))
+        };
+        let mut replicas = vec![start(), start()];
+        for _ in 0..8 {
+            sleep(Duration::from_millis(random.u64(0..6_000))).await;
+            let one = replicas.swap_remove(random.usize(0..2));
+            match random.bool() {
+                true => one.kill(),
+                false => one.stop().await,
+            }
+            replicas.push(start());
+        }
+        let ended = || {
+            let finished = source
+                .runs()
+                .values()
+                .all(|run| run.phase == Phase::Finished);
+            finished && cluster.is_empty()
+        };
+        until(&format!("seed {seed}: the end of every run and job"), ended).await;
+        for replica in replicas {
+            replica.stop().await;
+        }
+        for (job, times) in cluster.made.lock().expect("no panics").iter() {
+            assert_eq!(*times, 1, "seed {seed}: {job}");
+        }
+        for (id, run) in source.runs().iter() {
+            let number: usize = id.as_str().parse().expect("a number");
+            let fails = number.is_multiple_of(3);
+            assert_eq!(run.failed.is_some(), fails, "seed {seed}: run {id}");
+            let reports = run.logs.iter().filter(|log| log.level == LogLevel::Error);
+            assert_eq!(reports.count(), usize::from(fails), "seed {seed}: run {id}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Jobs in memory that run and end, seen and supervised by several replicas of an agent.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use agent_core::{
+    Error, Finding, FlowRun, FlowRunId, JobBackend, JobRef, JobState, LogEntry, LogLevel,
+    Observation, Phase, Result, Sighting, Submission, Turn, async_trait,
+};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tokio::time::{Instant, sleep};
+
+use super::Memory;
+
+/// How long a replica leads without a sign of life.
+const LEASE: Duration = Duration::from_secs(12);
+
+#[derive(Clone)]
+struct MemoryJob {
+    run: FlowRunId,
+    ends: Instant,
+    fails: bool,
+    notes: BTreeMap<String, Option<String>>,
+}
+
+/// All jobs, and who leads.
+pub struct Cluster {
+    source: Arc<Memory>,
+    jobs: Mutex<BTreeMap<String, MemoryJob>>,
+    pub made: Mutex<BTreeMap<String, usize>>,
+    lease: Mutex<Option<(u64, Instant)>>,
+}
+
+/// The cluster as one replica sees it.
+pub struct Replica {
+    pub cluster: Arc<Cluster>,
+    pub id: u64,
+}
+
+impl Cluster {
+    pub fn new(source: &Arc<Memory>) -> Arc<Self> {
+        Arc::new(Self {
+            source: source.clone(),
+            jobs: Mutex::default(),
+            made: Mutex::default(),
+            lease: Mutex::default(),
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.jobs().is_empty()
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, BTreeMap<String, MemoryJob>> {
+        self.jobs.lock().expect("no panics")
+    }
+
+    /// Has the flows report, and tells what there is to see.
+    fn look(&self) -> BTreeMap<String, Observation> {
+        let now = Instant::now();
+        let jobs = self.jobs();
+        let mut runs = self.source.runs();
+        let mut seen = BTreeMap::new();
+        for (name, job) in jobs.iter() {
+            let ended = job.ends <= now;
+            let run = runs.get_mut(&job.run).expect("known");
+            if matches!(run.phase, Phase::Submitted | Phase::Running) {
+                run.phase = match ended && !job.fails {
+                    true => Phase::Finished,
+                    false => Phase::Running,
+                };
+            }
+            let state = match (ended, job.fails) {
+                (false, _) => JobState::Active,
+                (true, false) => JobState::Succeeded,
+                (true, true) => JobState::Failed,
+            };
+            let told = |key: &str| job.notes.get(key) == Some(&None);
+            let mut findings = Vec::new();
+            if state == JobState::Failed {
+                let entry = LogEntry {
+                    flow_run_id: job.run.clone(),
+                    name: "k8s-infra".to_owned(),
+                    message: format!("Pod of {name} failed"),
+                    level: LogLevel::Error,
+                    timestamp: None,
+                };
+                let mut pod = Finding::new("p", vec![entry]);
+                pod.told = told("p");
+                let mut failure = Finding::new("job", Vec::new());
+                failure.failure = Some(format!("{name} failed"));
+                failure.told = told("job");
+                findings = vec![pod, failure];
+            }
+            let observation = Observation {
+                job: name.clone(),
+                flow_run_id: job.run.clone(),
+                state,
+                own: true,
+                ended_at: None,
+                findings,
+            };
+            seen.insert(name.clone(), observation);
+        }
+        seen
+    }
+}
+
+impl Replica {
+    async fn fault(&self) -> (bool, bool) {
+        self.cluster.source.weather().await
+    }
+
+    fn note(&self, job: &str, change: impl FnOnce(&mut BTreeMap<String, Option<String>>)) {
+        if let Some(job) = self.cluster.jobs().get_mut(job) {
+            change(&mut job.notes);
+        }
+    }
+}
+
+fn lost(fault: bool) -> Result<()> {
+    match fault {
+        true => Err(Error::transient("connection broken")),
+        false => Ok(()),
+    }
+}
+
+#[async_trait]
+impl JobBackend for Replica {
+    async fn submit(&self, run: &FlowRun) -> Result<Submission> {
+        let (before, after) = self.fault().await;
+        lost(before)?;
+        let job = format!("job-{}", run.attempt);
+        let created = {
+            let mut made = self.cluster.made.lock().expect("no panics");
+            let times = made.entry(job.clone()).or_default();
+            let created = *times == 0 || !self.cluster.jobs().contains_key(&job);
+            if created {
+                *times += 1;
+                let number: u64 = run.id.as_str().parse().expect("a number");
+                let made = MemoryJob {
+                    run: run.id.clone(),
+                    ends: Instant::now() + Duration::from_millis(number * 37 % 5_000),
+                    fails: number.is_multiple_of(3),
+                    notes: BTreeMap::new(),
+                };
+                self.cluster.jobs().insert(job.clone(), made);
+            }
+            created
+        };
+        lost(after)?;
+        Ok(Submission { job, created })
+    }
+
+    async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>> {
+        let (before, _) = self.fault().await;
+        lost(before)?;
+        let jobs = self.cluster.jobs();
+        let of_run = jobs.iter().filter(|(_, job)| job.run == run.id);
+        let job = |(name, job): (&String, &MemoryJob)| JobRef {
+            name: name.clone(),
+            finished: job.ends <= Instant::now(),
+        };
+        Ok(of_run.map(job).collect())
+    }
+
+    fn observations(&self) -> BoxStream<'static, Sighting> {
+        struct Seen {
+            cluster: Arc<Cluster>,
+            known: HashMap<String, Observation>,
+            waiting: VecDeque<Sighting>,
+            complete: bool,
+        }
+        let seen = Seen {
+            cluster: self.cluster.clone(),
+            known: HashMap::new(),
+            waiting: VecDeque::new(),
+            complete: false,
+        };
+        stream::unfold(seen, async |mut seen| {
+            loop {
+                if let Some(next) = seen.waiting.pop_front() {
+                    return Some((next, seen));
+                }
+                if seen.complete {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                let now = seen.cluster.look();
+                let gone: Vec<String> = seen
+                    .known
+                    .keys()
+                    .filter(|job| !now.contains_key(*job))
+                    .cloned()
+                    .collect();
+                for job in gone {
+                    let mut last = seen.known.remove(&job).expect("it was known");
+                    last.state = JobState::Gone;
+                    last.findings.clear();
+                    seen.waiting.push_back(Sighting::Job(last));
+                }
+                for (job, observation) in now {
+                    if seen.known.get(&job) != Some(&observation) {
+                        seen.known.insert(job, observation.clone());
+                        seen.waiting.push_back(Sighting::Job(observation));
+                    }
+                }
+                if !std::mem::replace(&mut seen.complete, true) {
+                    seen.waiting.push_back(Sighting::Complete);
+                }
+            }
+        })
+        .boxed()
+    }
+
+    fn leadership(&self) -> BoxStream<'static, bool> {
+        let state = (self.cluster.clone(), self.id, None);
+        stream::unfold(state, async |(cluster, id, before)| {
+            loop {
+                let leads = {
+                    let mut lease = cluster.lease.lock().expect("no panics");
+                    let free = lease
+                        .is_none_or(|(holder, renewed)| holder == id || renewed.elapsed() >= LEASE);
+                    if free {
+                        *lease = Some((id, Instant::now()));
+                    }
+                    free
+                };
+                if before != Some(leads) {
+                    return Some((leads, (cluster, id, Some(leads))));
+                }
+                sleep(Duration::from_secs(2)).await;
+            }
+        })
+        .boxed()
+    }
+
+    async fn begin_telling(
+        &self,
+        job: &str,
+        keys: &[String],
+        teller: &str,
+        take_over: bool,
+    ) -> Result<Vec<Turn>> {
+        let (before, after) = self.fault().await;
+        lost(before)?;
+        let mut turns = vec![Turn::Ours; keys.len()];
+        self.note(job, |notes| {
+            for (turn, key) in turns.iter_mut().zip(keys) {
+                *turn = match notes.get(key) {
+                    Some(None) => Turn::Told,
+                    Some(Some(other)) if other != teller && !take_over => Turn::Theirs,
+                    _ => {
+                        notes.insert(key.clone(), Some(teller.to_owned()));
+                        Turn::Ours
+                    }
+                };
+            }
+        });
+        lost(after)?;
+        Ok(turns)
+    }
+
+    async fn told(&self, job: &str, keys: &[String]) -> Result<()> {
+        let (before, after) = self.fault().await;
+        lost(before)?;
+        self.note(job, |notes| {
+            notes.extend(keys.iter().map(|key| (key.clone(), None)));
+        });
+        lost(after)
+    }
+
+    async fn delete(&self, job: &str) -> Result<()> {
+        let (before, after) = self.fault().await;
+        lost(before)?;
+        self.cluster.jobs().remove(job);
+        lost(after)
+    }
+}
