@@ -330,3 +330,18 @@ async fn what_is_not_due_yet_does_not_hold_up_the_end() {
     assert_eq!(code, Some(0), "{output}");
     assert!(asked.elapsed() < Duration::from_secs(3), "{output}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_being_failed_is_told_why_before_the_agent_ends() {
+    let (world, run) = world(Course::exits_with(1, Duration::ZERO)).await;
+    // The note on the Job stands between the failure and the words.
+    let slow = Rule::new("get jobs", Fault::Latency(Duration::from_secs(1)));
+    world.kubernetes.faults().add(slow);
+    let agent = world.start(&[]);
+    world.fails(run, &agent).await;
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    let (code, output) = agent.ended().await;
+    assert_eq!(code, Some(0), "{output}");
+    let told = told(&world, run, "ERROR").await;
+    assert_eq!(told.len(), 1, "{told:?}\n{output}");
+}

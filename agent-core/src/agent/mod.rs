@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -138,11 +139,14 @@ impl Agent {
 }
 
 impl Shared {
-    /// Starts a deployment of its own.
-    fn deploy(&self, deployment: impl Future<Output = ()> + Send + 'static) {
+    /// Starts something that is finished before a shutdown ends, within the drain time.
+    fn deploy(
+        &self,
+        deployment: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<Option<()>> {
         let ended = self.ended.clone();
         self.deployments
-            .spawn(async move { ended.run_until_cancelled(deployment).await });
+            .spawn(async move { ended.run_until_cancelled(deployment).await })
     }
 
     /// Waits for everything in hand, also for runs that are not due yet.

@@ -170,8 +170,19 @@ impl Supervisor {
         }));
     }
 
+    /// Deals with a finding; what has begun outlives the supervision when the agent is told to
+    /// stop, lest a run fails without the words that say why.
+    async fn deal_with(self: &Arc<Self>, observation: &Observation, finding: &Finding) {
+        let (this, observation, finding) = (self.clone(), observation.clone(), finding.clone());
+        let telling = async move { this.tell(&observation, &finding).await };
+        let telling = self.shared.deploy(telling);
+        if let Err(error) = telling.await {
+            tracing::error!("Telling what was found ended early: {error}");
+        }
+    }
+
     /// First the consequence, which is harmless to repeat, then the words, which are not.
-    async fn deal_with(&self, observation: &Observation, finding: &Finding) {
+    async fn tell(&self, observation: &Observation, finding: &Finding) {
         let (job, run) = (&observation.job, &observation.flow_run_id);
         if let Some(message) = &finding.failure {
             tracing::info!("Failing flow run {run}, Job {job}: {message}");
