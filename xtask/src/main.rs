@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod image;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -23,6 +24,8 @@ enum Chore {
     Demo(demo::Options),
     /// Measures the release build of the agent against the same servers
     Bench(bench::Options),
+    /// Assembles the agent's image as an archive, without a container engine
+    Image(image::Options),
 }
 
 /// In which profile a binary is built.
@@ -39,6 +42,7 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Demo(options) => demo::run(options).await,
         Chore::Bench(options) => bench::run(options).await,
+        Chore::Image(options) => image::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
