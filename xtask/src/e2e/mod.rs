@@ -33,7 +33,7 @@ pub(crate) struct Options {
     filter: Option<String>,
     /// Which cluster [default: kind if it and a container engine answer, else local]
     #[arg(long, value_enum)]
-    cluster: Option<Kind>,
+    cluster: Option<Place>,
     /// Leave the cluster up after the tests, until Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -59,7 +59,7 @@ pub(crate) struct Options {
 
 /// Where the tests run.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
+enum Place {
     /// A cluster in a container, made with `kind`
     Kind,
     /// A cluster of upstream parts in namespaces of this machine; needs Linux and root
@@ -90,19 +90,19 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     }
     let kind = match options.cluster {
         Some(kind) => kind,
-        None if kind::answers() => Kind::Kind,
-        None => Kind::Local,
+        None if kind::answers() => Place::Kind,
+        None => Place::Local,
     };
-    let tests = suite::tests(options.filter.as_deref(), kind == Kind::Local);
+    let tests = suite::tests(options.filter.as_deref(), kind == Place::Local);
     if options.list {
         suite::list(&tests);
         return Ok(());
     }
     ensure!(!tests.is_empty(), "no test has such a name; see --list");
     match kind {
-        Kind::Local => outside(options).await,
-        Kind::Kind => kind::run(&options, tests).await,
-        Kind::Current => current(&options, tests).await,
+        Place::Local => outside(options).await,
+        Place::Kind => kind::run(&options, tests).await,
+        Place::Current => current(&options, tests).await,
     }
 }
 
@@ -121,7 +121,7 @@ async fn outside(options: Options) -> Result<()> {
     let plan = Plan {
         cluster: sandbox.cluster(),
         logs: logs.clone(),
-        cgroup: sandbox.cgroup().to_owned(),
+        cgroup: sandbox.cgroup(),
         kubernetes,
         images: vec![pause, flow],
         agent,

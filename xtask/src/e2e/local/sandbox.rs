@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
@@ -22,6 +23,10 @@ const PROGRAMS: [(&str, &str); 8] = [
 /// What the namespaces begin with.
 const SCRIPT: &str = include_str!("namespace.sh");
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// What the names of folders and control groups begin with; the process follows.
+const PREFIX: &str = "prefect-agent-e2e-";
+/// How long the processes of a cluster may take to be gone after they were killed.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An error that says what is missing for a local cluster on this machine.
 pub(crate) fn check() -> Result<()> {
@@ -60,44 +65,48 @@ pub(crate) fn is_on_path(program: &str) -> bool {
     std::env::split_paths(&paths).any(|path| path.join(program).exists())
 }
 
-/// A folder and a control group for one cluster.
+/// A folder and a control group for one cluster, named after this process.
 pub(crate) struct Sandbox {
-    folder: tempfile::TempDir,
-    cgroup: String,
+    name: String,
+    folder: PathBuf,
     script: PathBuf,
 }
 
 impl Sandbox {
-    /// Makes both.
+    /// Makes both, and removes those of processes that were killed.
     pub(crate) fn new() -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("prefect-agent-e2e-")
-            .tempdir()?;
-        std::fs::create_dir(folder.path().join("cluster"))?;
-        let script = folder.path().join("namespace.sh");
-        std::fs::write(&script, SCRIPT)?;
-        let cgroup = format!("/prefect-agent-e2e-{}", std::process::id());
-        let sandbox = Self {
-            folder,
-            cgroup,
-            script,
-        };
+        remove_abandoned();
+        let sandbox = Self::of(&std::process::id().to_string());
+        std::fs::create_dir_all(sandbox.cluster())
+            .with_context(|| format!("cannot create {}", sandbox.folder.display()))?;
+        std::fs::write(&sandbox.script, SCRIPT)?;
         sandbox.make_cgroups()?;
         Ok(sandbox)
     }
 
+    /// Those of a process.
+    fn of(pid: &str) -> Self {
+        let name = format!("{PREFIX}{pid}");
+        let folder = std::env::temp_dir().join(&name);
+        Self {
+            script: folder.join("namespace.sh"),
+            folder,
+            name,
+        }
+    }
+
     pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// The folder of the cluster's own files, which are kept in memory and go with it.
     pub(crate) fn cluster(&self) -> PathBuf {
-        self.folder.path().join("cluster")
+        self.folder.join("cluster")
     }
 
     /// The control group, as a path under each hierarchy's root.
-    pub(crate) fn cgroup(&self) -> &str {
-        &self.cgroup
+    pub(crate) fn cgroup(&self) -> String {
+        format!("/{}", self.name)
     }
 
     /// Runs a program in namespaces of its own, to its end or until somebody stops this process.
@@ -130,7 +139,7 @@ impl Sandbox {
     /// The folders of the control group: one for each hierarchy, or the one of version 2.
     fn cgroups(&self) -> Vec<PathBuf> {
         let root = Path::new(CGROUPS);
-        let name = self.cgroup.trim_start_matches('/');
+        let name = &self.name;
         if root.join("cgroup.controllers").exists() {
             return vec![root.join(name)];
         }
@@ -162,10 +171,38 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        for path in self.cgroups() {
-            if let Err(error) = remove_cgroup(&path) {
-                eprintln!("the control group {} is left: {error}", path.display());
+        let began = Instant::now();
+        let mut left = self.cgroups();
+        loop {
+            // What was killed takes a moment to be gone.
+            left.retain(|path| path.exists() && remove_cgroup(path).is_err());
+            if left.is_empty() || began.elapsed() > PATIENCE {
+                break;
             }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if std::fs::remove_dir_all(&self.folder).is_err() {
+            left.push(self.folder.clone());
+        }
+        for path in left {
+            eprintln!("{} could not be removed", path.display());
+        }
+    }
+}
+
+/// Removes what is left of processes that had no time to do so.
+fn remove_abandoned() {
+    let folders = [std::env::temp_dir(), Path::new(CGROUPS).join("memory")];
+    for entry in folders
+        .iter()
+        .flat_map(std::fs::read_dir)
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if let Some(pid) = pid.filter(|pid| !Path::new("/proc").join(pid).exists()) {
+            drop(Sandbox::of(pid));
         }
     }
 }
