@@ -106,7 +106,7 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
     let alone = tests![true:
         outages::an_api_server_that_is_killed_and_comes_back_costs_no_run,
         outages::changes_that_etcd_has_forgotten_are_found_by_listing_again,
-        outages::a_dead_kubelet_costs_no_run,
+        outages::what_happens_under_a_dead_kubelet_is_told_when_it_is_back,
     ];
     let wanted = |test: &Test| filter.is_none_or(|filter| test.title().contains(filter));
     let alone = alone.into_iter().filter(|_| local);

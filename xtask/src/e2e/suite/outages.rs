@@ -72,25 +72,42 @@ pub(super) async fn changes_that_etcd_has_forgotten_are_found_by_listing_again(
     agent.stop().await
 }
 
-pub(super) async fn a_dead_kubelet_costs_no_run(world: Arc<World>) -> Result<()> {
+pub(super) async fn what_happens_under_a_dead_kubelet_is_told_when_it_is_back(
+    world: Arc<World>,
+) -> Result<()> {
     let mut cluster = cluster(&world).await?;
-    let flow = Flow::that("sleep 5")
-        .job(json!({"backoffLimit": 3}))
-        .pod(json!({"terminationGracePeriodSeconds": 1}));
-    let run = world.seed(flow);
+    let good = world.seed(Flow::that("sleep 5"));
+    let bad = world.seed(Flow::that("sleep 5; exit 2"));
     let mut agent = world.agent(&[])?;
-    let first = world.pod(run, "Running").await?.name_any();
+    for run in [good, bad] {
+        world.reaches(run, "Running").await?;
+    }
     cluster.kill_kubelet().await?;
-    // The controllers take the node for lost and the pod off it.
-    until("the end of the pod's node", || async {
-        let pods = world.pods(run).await?.into_iter();
-        let mut lost = pods.filter(|pod| pod.name_any() == first);
-        let lost = lost.any(|pod| pod.metadata.deletion_timestamp.is_some());
+    // The controllers take the node for lost, but leave the pods of the only node there is.
+    until("the pod's node to be lost", || async {
+        let pods = world.pods(bad).await?;
+        let status = pods.first().and_then(|pod| pod.status.as_ref());
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        let lost = conditions.is_some_and(|conditions| {
+            let mut ready = conditions.iter().filter(|one| one.type_ == "Ready");
+            ready.any(|one| one.status == "False")
+        });
         Ok(lost.then_some(()))
     })
     .await?;
+    world.reaches(good, "Success").await?;
+    ensure!(
+        world.prefect.state(bad).as_deref() == Some("Running"),
+        "something was told that nobody can know"
+    );
     cluster.start_kubelet().await?;
-    world.reaches(run, "Success").await?;
-    world.goes(run).await?;
-    agent.stop().await
+    world.told(bad, "ERROR", "Exit Code:: 2").await?;
+    world.reaches(bad, "Failed").await?;
+    for run in [good, bad] {
+        world.goes(run).await?;
+    }
+    agent.stop().await?;
+    ensure!(world.messages(good, "ERROR").is_empty(), "told of success");
+    ensure!(world.messages(bad, "ERROR").len() == 1, "told twice");
+    Ok(())
 }
