@@ -143,6 +143,17 @@ impl Cluster {
         self.ready().await
     }
 
+    /// Starts again what a test has killed and left so.
+    pub(super) async fn restore(&mut self) -> Result<()> {
+        if self.api_server.check().is_err() {
+            self.start_api_server().await?;
+        }
+        if self.kubelet.check().is_err() {
+            self.start_kubelet().await?;
+        }
+        Ok(())
+    }
+
     /// Makes etcd forget everything but the present.
     pub(super) fn compact(&self) -> Result<()> {
         let status: serde_json::Value = serde_json::from_str(&etcd("maintenance/status", "{}")?)?;

@@ -18,6 +18,11 @@ async fn fails(world: &World, run: Uuid, agent: &mut Agent, texts: &[&str]) -> R
         "the state says: {}",
         done.message()
     );
+    one_report(world, run, agent, texts).await
+}
+
+/// The Job goes, and the run's log has one error, which contains these texts.
+async fn one_report(world: &World, run: Uuid, agent: &mut Agent, texts: &[&str]) -> Result<()> {
     world.goes(run).await?;
     agent.stop().await?;
     let errors = world.messages(run, "ERROR");
@@ -89,14 +94,7 @@ async fn never_starts(
         "the state says: {}",
         done.message()
     );
-    world.goes(run).await?;
-    agent.stop().await?;
-    let errors = world.messages(run, "ERROR");
-    ensure!(errors.len() == 1, "there is not one report but {errors:?}");
-    for text in [reason, text] {
-        ensure!(errors[0].contains(text), "no {text:?} in {}", errors[0]);
-    }
-    Ok(())
+    one_report(world, run, agent, &[reason, text]).await
 }
 
 pub(super) async fn an_image_that_does_not_exist_fails_the_run(world: Arc<World>) -> Result<()> {

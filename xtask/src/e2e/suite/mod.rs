@@ -166,6 +166,11 @@ async fn report(target: Arc<Target>, test: &Test) -> bool {
         Err(_) => Err(anyhow!("it did not end within {TIMEOUT:?}")),
     };
     let took = began.elapsed().as_secs_f64();
+    if let (Err(_), true, Some(local)) = (&outcome, test.alone, &world.target.local)
+        && let Err(error) = local.lock().await.restore().await
+    {
+        println!("the cluster does not come up again: {error:#}");
+    }
     let what = world.describe().await;
     let log = world.target.logs.join(format!("{}.txt", test.name));
     if let Err(error) = std::fs::write(&log, &what) {
