@@ -2,6 +2,8 @@
 
 mod bench;
 mod demo;
+mod e2e;
+mod image;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -23,6 +25,10 @@ enum Chore {
     Demo(demo::Options),
     /// Measures the release build of the agent against the same servers
     Bench(bench::Options),
+    /// Runs the agent on a real Kubernetes
+    E2e(e2e::Options),
+    /// Assembles the agent's image as an archive, without a container engine
+    Image(image::Options),
 }
 
 /// In which profile a binary is built.
@@ -39,6 +45,8 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Demo(options) => demo::run(options).await,
         Chore::Bench(options) => bench::run(options).await,
+        Chore::E2e(options) => e2e::run(options).await,
+        Chore::Image(options) => image::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

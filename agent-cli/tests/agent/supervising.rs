@@ -373,3 +373,18 @@ async fn a_job_without_the_label_of_a_run_is_named_and_left_alone() {
     world.fails(run, &agent).await;
     assert!(world.kubernetes.job("nobodys").is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_being_failed_is_told_why_before_the_agent_ends() {
+    let (world, run) = world(Course::exits_with(1, Duration::ZERO)).await;
+    // The note on the Job stands between the failure and the words.
+    let slow = Rule::new("get jobs", Fault::Latency(Duration::from_secs(1)));
+    world.kubernetes.faults().add(slow);
+    let agent = world.start(&[]);
+    world.fails(run, &agent).await;
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    let (code, output) = agent.ended().await;
+    assert_eq!(code, Some(0), "{output}");
+    let told = world.told(run, "ERROR").await;
+    assert_eq!(told.len(), 1, "{told:?}\n{output}");
+}

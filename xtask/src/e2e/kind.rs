@@ -1,0 +1,205 @@
+//! A cluster made with `kind`: which commands make it, fill it and delete it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::images::{self, Images};
+use super::local::sandbox::is_on_path;
+use super::suite::{self, Target, Test};
+use super::{Options, client};
+
+/// The cluster's name.
+const NAME: &str = "prefect-agent-e2e";
+
+/// Whether `kind` is there, and a container engine that answers.
+pub(super) fn answers() -> bool {
+    is_on_path("kind") && engine().is_some()
+}
+
+fn engine() -> Option<&'static str> {
+    ["docker", "podman"].into_iter().find(|engine| {
+        let mut ask = Command::new(engine);
+        ask.arg("info").stdin(Stdio::null());
+        ask.stdout(Stdio::null()).stderr(Stdio::null());
+        ask.status().is_ok_and(|status| status.success())
+    })
+}
+
+/// The commands for one cluster.
+struct Kind<'a> {
+    engine: &'a str,
+    kubeconfig: &'a Path,
+    archive: &'a Path,
+}
+
+impl Kind<'_> {
+    fn create(&self) -> Vec<String> {
+        let mut command = kind("create cluster --wait 180s --kubeconfig");
+        command.push(self.kubeconfig.display().to_string());
+        command
+    }
+
+    fn load(&self) -> Vec<String> {
+        let mut command = kind("load image-archive");
+        command.insert(3, self.archive.display().to_string());
+        command
+    }
+
+    /// Prints the gateways of the network that kind's nodes are in: addresses of this machine.
+    fn gateways(&self) -> Vec<String> {
+        let format = match self.engine {
+            "podman" => "{{range .Subnets}}{{.Gateway}} {{end}}",
+            _ => "{{range .IPAM.Config}}{{.Gateway}} {{end}}",
+        };
+        let mut command = words(&format!("{} network inspect kind --format", self.engine));
+        command.push(format.to_owned());
+        command
+    }
+
+    fn delete(&self) -> Vec<String> {
+        let mut command = kind("delete cluster --kubeconfig");
+        command.push(self.kubeconfig.display().to_string());
+        command
+    }
+}
+
+fn kind(rest: &str) -> Vec<String> {
+    let mut command = words(&format!("kind {rest}"));
+    let at = command
+        .iter()
+        .position(|word| word.starts_with("--"))
+        .unwrap_or(command.len());
+    command.splice(at..at, ["--name".to_owned(), NAME.to_owned()]);
+    command
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+/// Makes a cluster, runs the tests, deletes the cluster.
+pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    let archive = folder.path().join("flow.tar");
+    let kind = Kind {
+        engine: engine().unwrap_or("docker"),
+        kubeconfig: &kubeconfig,
+        archive: &archive,
+    };
+    let commands = [kind.create(), kind.load(), kind.gateways(), kind.delete()];
+    if options.dry_run {
+        for command in commands {
+            println!("{}", shown(&command));
+        }
+        return Ok(());
+    }
+    ensure!(
+        answers(),
+        "kind needs the program kind and a container engine that answers; try --cluster local"
+    );
+    let agent = crate::build_agent(crate::Profile::Debug)?;
+    crate::image::save(&Images::assemble()?.flow, &[images::FLOW], &archive)?;
+    let outcome = tokio::select! {
+        outcome = test(options, &kind, agent, tests) => outcome,
+        _ = tokio::signal::ctrl_c() => bail_interrupted(),
+    };
+    if options.keep {
+        println!(
+            "The cluster stays; delete it with: {}",
+            shown(&words(&format!("kind delete cluster --name {NAME}")))
+        );
+        return outcome;
+    }
+    let deleted = execute(&kind.delete());
+    outcome.and(deleted.map(drop))
+}
+
+fn bail_interrupted() -> Result<()> {
+    bail!("interrupted")
+}
+
+async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Test>) -> Result<()> {
+    execute(&kind.create())?;
+    execute(&kind.load())?;
+    let host = match &options.host {
+        Some(host) => host.clone(),
+        None => gateway(&execute(&kind.gateways())?)
+            .context("the network kind has no IPv4 gateway; say --host")?,
+    };
+    let target = Target {
+        client: client(kind.kubeconfig).await?,
+        kubeconfig: kind.kubeconfig.to_owned(),
+        host,
+        flow_image: images::FLOW.to_owned(),
+        logs: super::logs(&agent)?,
+        agent,
+        local: None,
+    };
+    suite::run(Arc::new(target), tests).await
+}
+
+/// The first address of version 4.
+fn gateway(printed: &str) -> Option<String> {
+    let mut addresses = printed.split_whitespace();
+    let found = addresses.find(|address| address.parse::<std::net::Ipv4Addr>().is_ok());
+    found.map(str::to_owned)
+}
+
+/// Runs a command and shows what it says; what it printed.
+fn execute(command: &[String]) -> Result<String> {
+    println!("$ {}", shown(command));
+    let (program, args) = command.split_first().context("an empty command")?;
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    ensure!(output.status.success(), "{} failed", shown(command));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A command as a person types it.
+fn shown(command: &[String]) -> String {
+    let quoted = command.iter().map(|word| match word.contains([' ', '{']) {
+        true => format!("'{word}'"),
+        false => word.clone(),
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_those_of_kinds_documentation() {
+        let kind = Kind {
+            engine: "docker",
+            kubeconfig: Path::new("/tmp/kubeconfig"),
+            archive: Path::new("/tmp/flow.tar"),
+        };
+        assert_eq!(
+            [kind.create(), kind.load(), kind.gateways(), kind.delete()].map(|one| shown(&one)),
+            [
+                "kind create cluster --name prefect-agent-e2e --wait 180s --kubeconfig /tmp/kubeconfig",
+                "kind load image-archive /tmp/flow.tar --name prefect-agent-e2e",
+                "docker network inspect kind --format '{{range .IPAM.Config}}{{.Gateway}} {{end}}'",
+                "kind delete cluster --name prefect-agent-e2e --kubeconfig /tmp/kubeconfig",
+            ]
+        );
+    }
+
+    #[test]
+    fn pods_reach_this_machine_at_the_gateway_of_version_4() {
+        assert_eq!(
+            gateway("fc00:f853:ccd:e793::1 172.18.0.1 \n").as_deref(),
+            Some("172.18.0.1")
+        );
+        assert_eq!(gateway("fc00::1"), None);
+    }
+}

@@ -1,0 +1,15 @@
+# The first process in the namespaces of a local cluster: hides what the cluster would write to,
+# brings the loopback up, and runs the tests. When it ends, everything in the namespaces ends.
+# Arguments: the name of the host, the folder of the cluster, then the command.
+set -e
+mount --make-rshared /
+for folder in /run /var/log /var/lib "$2"; do
+    mount -t tmpfs tmpfs "$folder"
+done
+mount --make-rshared "$2"
+hostname "$1"
+shift 2
+ip link set lo up
+status=0
+"$@" || status=$?
+exit "$status"

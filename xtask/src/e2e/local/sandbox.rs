@@ -1,0 +1,218 @@
+//! The namespaces that a local cluster lives in, and that nothing of it survives: networks,
+//! mounts and processes end with the first process, control groups and files are removed after it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The programs that a local cluster needs, and Debian's packages that they come from.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("etcd", "etcd-server"),
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
+    ("runc", "runc"),
+    ("ip", "iproute2"),
+    ("busybox", "busybox-static"),
+    ("openssl", "openssl"),
+    ("unshare", "util-linux"),
+];
+/// What the namespaces begin with.
+const SCRIPT: &str = include_str!("namespace.sh");
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// What the names of folders and control groups begin with; the process follows.
+const PREFIX: &str = "prefect-agent-e2e-";
+/// How long the processes of a cluster may take to be gone after they were killed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An error that says what is missing for a local cluster on this machine.
+pub(crate) fn check() -> Result<()> {
+    ensure!(
+        cfg!(target_os = "linux"),
+        "a local cluster needs Linux; use --cluster kind"
+    );
+    let root = std::fs::metadata("/proc/self").is_ok_and(|process| {
+        use std::os::unix::fs::MetadataExt;
+        process.uid() == 0
+    });
+    ensure!(
+        root,
+        "a local cluster needs root; use sudo, or --cluster kind"
+    );
+    let mut missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !is_on_path(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if !Path::new(super::config::PLUGINS).join("bridge").exists() {
+        missing.push("containernetworking-plugins");
+    }
+    missing.dedup();
+    ensure!(
+        missing.is_empty(),
+        "a local cluster needs more programs: apt-get install {}",
+        missing.join(" ")
+    );
+    Ok(())
+}
+
+/// Whether a program can be run by its name.
+pub(crate) fn is_on_path(program: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|path| path.join(program).exists())
+}
+
+/// A folder and a control group for one cluster, named after this process.
+pub(crate) struct Sandbox {
+    name: String,
+    folder: PathBuf,
+    script: PathBuf,
+}
+
+impl Sandbox {
+    /// Makes both, and removes those of processes that were killed.
+    pub(crate) fn new() -> Result<Self> {
+        remove_abandoned();
+        let sandbox = Self::of(&std::process::id().to_string());
+        std::fs::create_dir_all(sandbox.cluster())
+            .with_context(|| format!("cannot create {}", sandbox.folder.display()))?;
+        std::fs::write(&sandbox.script, SCRIPT)?;
+        sandbox.make_cgroups()?;
+        Ok(sandbox)
+    }
+
+    /// Those of a process.
+    fn of(pid: &str) -> Self {
+        let name = format!("{PREFIX}{pid}");
+        let folder = std::env::temp_dir().join(&name);
+        Self {
+            script: folder.join("namespace.sh"),
+            folder,
+            name,
+        }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of the cluster's own files, which are kept in memory and go with it.
+    pub(crate) fn cluster(&self) -> PathBuf {
+        self.folder.join("cluster")
+    }
+
+    /// The control group, as a path under each hierarchy's root.
+    pub(crate) fn cgroup(&self) -> String {
+        format!("/{}", self.name)
+    }
+
+    /// Runs a program in namespaces of its own, to its end or until somebody stops this process.
+    pub(crate) async fn run(&self, program: &Path, args: &[&str]) -> Result<ExitStatus> {
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut command = Command::new("setpriv");
+        command
+            // Even when this process is killed, what it started does not outlive it.
+            .args(["--pdeathsig", "KILL", "unshare"])
+            .args(["--mount", "--net", "--uts", "--ipc", "--pid"])
+            .args(["--fork", "--kill-child=KILL", "--mount-proc"])
+            .args(["/bin/sh"])
+            .arg(&self.script)
+            .arg(super::config::NODE_NAME)
+            .arg(self.cluster())
+            .arg(program)
+            .args(args)
+            .kill_on_drop(true);
+        let mut child = command.spawn().context("cannot make namespaces")?;
+        tokio::select! {
+            status = child.wait() => return status.context("cannot wait for the namespaces"),
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+        }
+        child.kill().await.context("cannot end the namespaces")?;
+        bail!("interrupted")
+    }
+
+    /// The folders of the control group: one for each hierarchy, or the one of version 2.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let root = Path::new(CGROUPS);
+        let name = &self.name;
+        if root.join("cgroup.controllers").exists() {
+            return vec![root.join(name)];
+        }
+        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten();
+        hierarchies
+            .map(|hierarchy| hierarchy.path())
+            .filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink())
+            .map(|path| path.join(name))
+            .collect()
+    }
+
+    fn make_cgroups(&self) -> Result<()> {
+        for path in self.cgroups() {
+            std::fs::create_dir_all(&path)
+                .with_context(|| format!("cannot create the control group {}", path.display()))?;
+            // A cpuset takes nobody in before it has processors and memory.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let above = path.parent().map(|above| above.join(file));
+                if let Some(all) = above.and_then(|above| std::fs::read(above).ok())
+                    && path.join(file).exists()
+                {
+                    std::fs::write(path.join(file), all)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        let mut left = self.cgroups();
+        loop {
+            // What was killed takes a moment to be gone.
+            left.retain(|path| path.exists() && remove_cgroup(path).is_err());
+            if left.is_empty() || began.elapsed() > PATIENCE {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if std::fs::remove_dir_all(&self.folder).is_err() {
+            left.push(self.folder.clone());
+        }
+        for path in left {
+            eprintln!("{} could not be removed", path.display());
+        }
+    }
+}
+
+/// Removes what is left of processes that had no time to do so.
+fn remove_abandoned() {
+    let folders = [std::env::temp_dir(), Path::new(CGROUPS).join("memory")];
+    for entry in folders
+        .iter()
+        .flat_map(std::fs::read_dir)
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if let Some(pid) = pid.filter(|pid| !Path::new("/proc").join(pid).exists()) {
+            drop(Sandbox::of(pid));
+        }
+    }
+}
+
+/// Removes a control group and those in it, which have no processes any more.
+fn remove_cgroup(path: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(path)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir(path)
+}

@@ -1,0 +1,269 @@
+//! `cargo xtask e2e`: the agent on a real Kubernetes, with the testkit's Prefect API.
+
+mod binaries;
+mod images;
+mod kind;
+mod local;
+mod suite;
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use self::images::Images;
+use self::local::sandbox::{self, Sandbox};
+use self::suite::Target;
+
+/// The flags of the end-to-end tests.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask e2e                            all tests, on kind or on a cluster of our own
+  cargo xtask e2e --cluster local 'quota'    the tests whose name contains a text
+  cargo xtask e2e --cluster kind --dry-run   the commands that would be run")]
+pub(crate) struct Options {
+    /// Only the tests whose name contains this
+    filter: Option<String>,
+    /// Which cluster [default: kind if it and a container engine answer, else local]
+    #[arg(long, value_enum)]
+    cluster: Option<Place>,
+    /// Leave the cluster up after the tests, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// Use the kubeconfig's context without asking
+    #[arg(long)]
+    yes: bool,
+    /// Print the commands for kind instead of running them
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the names of the tests
+    #[arg(long)]
+    list: bool,
+    /// The address of this machine as pods see it [default: known for local and kind]
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// The image of flows, where the nodes of the current context find it
+    #[arg(long, value_name = "NAME:TAG")]
+    flow_image: Option<String>,
+    /// What to do inside the namespaces of a local cluster
+    #[arg(long, hide = true, value_name = "FILE")]
+    inside: Option<PathBuf>,
+}
+
+/// Where the tests run.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Place {
+    /// A cluster in a container, made with `kind`
+    Kind,
+    /// A cluster of upstream parts in namespaces of this machine; needs Linux and root
+    Local,
+    /// The current context of the kubeconfig, in namespaces of the tests' own
+    Current,
+}
+
+/// What the process inside the namespaces of a local cluster has to know.
+#[derive(Serialize, Deserialize)]
+struct Plan {
+    cluster: PathBuf,
+    logs: PathBuf,
+    cgroup: String,
+    kubernetes: PathBuf,
+    images: Vec<PathBuf>,
+    agent: PathBuf,
+    filter: Option<String>,
+    keep: bool,
+}
+
+/// Runs the tests.
+pub(crate) async fn run(options: Options) -> Result<()> {
+    // The testkit, kube and the agent's crates use the same one.
+    if let Some(plan) = &options.inside {
+        let text = std::fs::read(plan)?;
+        return inside(serde_json::from_slice(&text)?).await;
+    }
+    let kind = match options.cluster {
+        Some(kind) => kind,
+        None if kind::answers() => Place::Kind,
+        None => Place::Local,
+    };
+    let tests = suite::tests(options.filter.as_deref(), kind == Place::Local);
+    if options.list {
+        suite::list(&tests);
+        return Ok(());
+    }
+    ensure!(!tests.is_empty(), "no test has such a name; see --list");
+    match kind {
+        Place::Local => outside(options).await,
+        Place::Kind => kind::run(&options, tests).await,
+        Place::Current => current(&options, tests).await,
+    }
+}
+
+/// Builds everything, then goes on inside namespaces of its own.
+async fn outside(options: Options) -> Result<()> {
+    sandbox::check()?;
+    let kubernetes = binaries::kubernetes()?;
+    let agent = crate::build_agent(crate::Profile::Debug)?;
+    let logs = logs(&agent)?;
+    let sandbox = Sandbox::new()?;
+    let images = Images::assemble()?;
+    let archive = |name: &str| sandbox.folder().join(name);
+    let (pause, flow) = (archive("pause.tar"), archive("flow.tar"));
+    crate::image::save(&images.pause, &[images::PAUSE], &pause)?;
+    crate::image::save(&images.flow, &[images::FLOW, images::DEFAULT], &flow)?;
+    let plan = Plan {
+        cluster: sandbox.cluster(),
+        logs: logs.clone(),
+        cgroup: sandbox.cgroup(),
+        kubernetes,
+        images: vec![pause, flow],
+        agent,
+        filter: options.filter,
+        keep: options.keep,
+    };
+    let file = archive("plan.json");
+    std::fs::write(&file, serde_json::to_vec(&plan)?)?;
+    let file = file.to_str().context("a path that is no text")?;
+    let program = std::env::current_exe()?;
+    let status = sandbox.run(&program, &["e2e", "--inside", file]).await?;
+    ensure!(
+        status.success(),
+        "the tests failed; the logs of the cluster's programs are in {}",
+        logs.display()
+    );
+    Ok(())
+}
+
+/// An empty folder for logs, beside the agent's binary.
+fn logs(agent: &Path) -> Result<PathBuf> {
+    let logs = agent.with_file_name("e2e-logs");
+    if logs.exists() {
+        std::fs::remove_dir_all(&logs)?;
+    }
+    std::fs::create_dir_all(&logs)?;
+    Ok(logs)
+}
+
+/// Brings the cluster up and runs the tests.
+async fn inside(plan: Plan) -> Result<()> {
+    let began = Instant::now();
+    let cluster = local::Cluster::start(
+        &plan.cluster,
+        &plan.logs,
+        &plan.kubernetes,
+        &plan.cgroup,
+        &plan.images,
+    )
+    .await?;
+    let kubeconfig = cluster.kubeconfig();
+    let client = client(&kubeconfig).await?;
+    let version = client.apiserver_version().await?.git_version;
+    println!(
+        "Kubernetes {version} is up after {:.0} s",
+        began.elapsed().as_secs_f64()
+    );
+    let target = Target {
+        client,
+        kubeconfig: kubeconfig.clone(),
+        host: cluster.host().to_owned(),
+        flow_image: images::FLOW.to_owned(),
+        agent: plan.agent,
+        logs: plan.logs,
+        local: Some(Mutex::new(cluster)),
+    };
+    let target = Arc::new(target);
+    let tests = suite::tests(plan.filter.as_deref(), true);
+    let outcome = suite::run(target.clone(), tests).await;
+    if plan.keep {
+        println!(
+            "The cluster stays up until Ctrl-C. To look around:\n  nsenter --all --target {} {} kubectl --kubeconfig {} get pods --all-namespaces",
+            outer_pid()?,
+            plan.kubernetes.display(),
+            kubeconfig.display(),
+        );
+        tokio::signal::ctrl_c().await?;
+    }
+    outcome
+}
+
+/// This process's id as those outside its namespaces know it.
+fn outer_pid() -> Result<String> {
+    // The first number is that of the outermost namespace that /proc shows, the innermost is last.
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let pid = line.and_then(|line| line.split_whitespace().next());
+    Ok(pid.context("the process id is not known")?.to_owned())
+}
+
+/// A client for a kubeconfig.
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    let read = Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+/// Runs the tests in the kubeconfig's current context.
+async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
+    let kubeconfig = kubeconfig_path()?;
+    let read = Kubeconfig::read_from(&kubeconfig)?;
+    let context = read.current_context.as_deref().unwrap_or("(none)");
+    let missing = "with --cluster current, say";
+    let host = options.host.clone();
+    let host = host.with_context(|| {
+        format!("{missing} --host, the address of this machine that pods can reach")
+    })?;
+    let flow_image = options.flow_image.clone().with_context(|| {
+        format!("{missing} --flow-image; `cargo xtask e2e --cluster kind --dry-run` shows how kind gets it")
+    })?;
+    if !options.yes {
+        ask(&format!(
+            "Run {} tests in namespaces e2e-... of the context {context}?",
+            tests.len()
+        ))?;
+    }
+    let agent = crate::build_agent(crate::Profile::Debug)?;
+    let target = Target {
+        client: client(&kubeconfig).await?,
+        kubeconfig,
+        host,
+        flow_image,
+        logs: logs(&agent)?,
+        agent,
+        local: None,
+    };
+    suite::run(Arc::new(target), tests).await
+}
+
+fn kubeconfig_path() -> Result<PathBuf> {
+    let named = std::env::var_os("KUBECONFIG").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".kube/config"));
+    let path = named
+        .or(home)
+        .context("neither KUBECONFIG nor HOME is set")?;
+    ensure!(path.exists(), "there is no kubeconfig {}", path.display());
+    Ok(path)
+}
+
+/// Goes on only if a person says yes.
+fn ask(question: &str) -> Result<()> {
+    ensure!(
+        std::io::stdin().is_terminal(),
+        "nobody can be asked here; say --yes"
+    );
+    print!("{question} [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => bail!("not run"),
+    }
+}

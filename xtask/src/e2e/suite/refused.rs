@@ -1,0 +1,202 @@
+//! Jobs and pods that the API server does not let in.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::core::v1::{LimitRange, ResourceQuota};
+use kube::Resource;
+use kube::api::{Api, DeleteParams, PostParams};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::world::{Flow, World, until};
+
+/// A run whose Job may not make pods: it is told with these words, then fails with them.
+async fn no_pod(world: &World, flow: Flow, text: &str) -> Result<()> {
+    let run = world.seed(flow);
+    let mut agent = world.agent(&["--create-failure-grace", "4s"])?;
+    let warned = world.told(run, "WARNING", text).await?;
+    ensure!(
+        warned.starts_with("Job prefect-job-") && warned.contains(" cannot create its pod: "),
+        "{warned}"
+    );
+    let done = world.reaches(run, "Failed").await?;
+    ensure!(
+        done.message()
+            .starts_with("Kubernetes Error: Job prefect-job-")
+            && done.message().contains(text),
+        "the state says: {}",
+        done.message()
+    );
+    world.goes(run).await?;
+    agent.stop().await?;
+    let warnings = world.messages(run, "WARNING");
+    ensure!(warnings.len() == 1, "it was not told once but {warnings:?}");
+    let errors = world.messages(run, "ERROR");
+    ensure!(errors.len() == 1, "there is not one report but {errors:?}");
+    Ok(())
+}
+
+pub(super) async fn a_missing_service_account_fails_the_run_after_its_grace(
+    world: Arc<World>,
+) -> Result<()> {
+    let flow = Flow::that("").with(json!({"service_account_name": "nobody"}));
+    no_pod(&world, flow, "serviceaccount \"nobody\" not found").await
+}
+
+pub(super) async fn an_exhausted_quota_fails_the_run_after_its_grace(
+    world: Arc<World>,
+) -> Result<()> {
+    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}});
+    world.create::<ResourceQuota>(quota).await?;
+    let quotas: Api<ResourceQuota> = world.api();
+    until("the quota's status", || async {
+        let quota = quotas.get("none").await?;
+        let known = quota.status.and_then(|status| status.used);
+        Ok(known.filter(|used| !used.is_empty()))
+    })
+    .await?;
+    no_pod(&world, Flow::that(""), "exceeded quota: none").await
+}
+
+pub(super) async fn a_limit_range_that_refuses_the_pod_fails_the_run_after_its_grace(
+    world: Arc<World>,
+) -> Result<()> {
+    let limits = json!({
+        "metadata": {"name": "small"},
+        "spec": {"limits": [{"type": "Container", "max": {"memory": "64Mi"}}]},
+    });
+    world.create::<LimitRange>(limits).await?;
+    let flow = Flow::that("").with(json!({"memory_limit": "1Gi", "memory_request": "1Gi"}));
+    no_pod(&world, flow, "maximum memory usage per Container is 64Mi").await
+}
+
+pub(super) async fn a_policy_that_refuses_the_pod_fails_the_run_after_its_grace(
+    world: Arc<World>,
+) -> Result<()> {
+    let refused = refusing(&world, "", "pods", "no flows on Tuesdays").await?;
+    let outcome = no_pod(&world, Flow::that(""), "no flows on Tuesdays").await;
+    refused.lift().await?;
+    outcome
+}
+
+pub(super) async fn a_policy_that_refuses_the_job_fails_the_run_at_once(
+    world: Arc<World>,
+) -> Result<()> {
+    let refused = refusing(&world, "batch", "jobs", "Jobs need a cost centre").await?;
+    let run = world.seed(Flow::that(""));
+    let _agent = world.agent(&[])?;
+    let done = world.reaches(run, "Failed").await;
+    refused.lift().await?;
+    let message = done?.message().to_owned();
+    ensure!(message.contains("Jobs need a cost centre"), "{message}");
+    Ok(())
+}
+
+pub(super) async fn a_job_that_the_api_server_finds_invalid_fails_the_run_at_once(
+    world: Arc<World>,
+) -> Result<()> {
+    let flow = Flow::that("").container(json!({"volumeMounts": [{
+        "name": "nowhere", "mountPath": "/data",
+    }]}));
+    let run = world.seed(flow);
+    let _agent = world.agent(&[])?;
+    let message = world.reaches(run, "Failed").await?.message().to_owned();
+    ensure!(
+        message.contains("volumeMounts[0].name") && message.contains("nowhere"),
+        "{message}"
+    );
+    Ok(())
+}
+
+/// A policy that refuses objects of one kind in one namespace.
+struct Refusal {
+    name: String,
+    policies: Api<ValidatingAdmissionPolicy>,
+    bindings: Api<ValidatingAdmissionPolicyBinding>,
+}
+
+impl Refusal {
+    async fn lift(&self) -> Result<()> {
+        let gone = DeleteParams::default();
+        self.bindings.delete(&self.name, &gone).await?;
+        self.policies.delete(&self.name, &gone).await?;
+        Ok(())
+    }
+}
+
+/// Refuses objects of this kind in the test's namespace from now on.
+async fn refusing(world: &World, group: &str, kind: &str, message: &str) -> Result<Refusal> {
+    let client = &world.target.client;
+    let refusal = Refusal {
+        name: world.namespace.clone(),
+        policies: Api::all(client.clone()),
+        bindings: Api::all(client.clone()),
+    };
+    let rule = json!({
+        "apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"],
+        "resources": [kind],
+    });
+    let policy = json!({
+        "metadata": {"name": refusal.name},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [rule]},
+            "validations": [{"expression": "false", "message": message}],
+        },
+    });
+    let binding = json!({
+        "metadata": {"name": refusal.name},
+        "spec": {
+            "policyName": refusal.name,
+            "validationActions": ["Deny"],
+            "matchResources": {
+                "namespaceSelector": {"matchLabels": {"prefect-agent-e2e": world.namespace}},
+            },
+        },
+    });
+    create(&refusal.policies, policy).await?;
+    create(&refusal.bindings, binding).await?;
+    // The API server takes a moment to heed a policy.
+    let (path, probe) = probe(group, kind);
+    let path = path.replace("NAMESPACE", &world.namespace);
+    until("the refusal of the policy", || async {
+        let request = http::Request::post(format!("{path}?dryRun=All"))
+            .header("content-type", "application/json")
+            .body(probe.to_string().into_bytes())?;
+        let tried = client.request::<Value>(request).await;
+        Ok(tried.is_err().then_some(()))
+    })
+    .await?;
+    Ok(refusal)
+}
+
+/// Where objects of a kind are made, and one that would be let in.
+fn probe(group: &str, kind: &str) -> (String, Value) {
+    let pod = json!({
+        "restartPolicy": "Never",
+        "containers": [{"name": "probe", "image": "localhost/probe"}],
+    });
+    let (path, spec) = match group {
+        "" => ("/api/v1".to_owned(), pod),
+        group => (
+            format!("/apis/{group}/v1"),
+            json!({"template": {"spec": pod}}),
+        ),
+    };
+    let object = json!({"metadata": {"name": "probe"}, "spec": spec});
+    (format!("{path}/namespaces/NAMESPACE/{kind}"), object)
+}
+
+async fn create<K>(api: &Api<K>, object: Value) -> Result<()>
+where
+    K: Resource + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+{
+    let object: K = serde_json::from_value(object)?;
+    api.create(&PostParams::default(), &object).await?;
+    Ok(())
+}
