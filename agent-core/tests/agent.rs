@@ -189,6 +189,22 @@ async fn an_outage_of_the_backend_fails_nothing_and_claims_no_more_than_it_can_d
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backend_that_is_away_is_no_reason_to_poll_without_a_pause() {
+    let (source, jobs) = world();
+    for n in 0..5 {
+        source.seed(&format!("{n}"), None);
+    }
+    jobs.away.store(true, Ordering::SeqCst);
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    sleep(Duration::from_secs(60)).await;
+    let polls = source.polls.lock().expect("no panics").len();
+    assert!((5..100).contains(&polls), "{polls} polls in a minute");
+    jobs.away.store(false, Ordering::SeqCst);
+    until("the deployments", || jobs.created().len() == 5).await;
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn never_deploys_more_than_the_limit_at_once() {
     let (source, jobs) = world();
     source.faults.lock().expect("no panics").latency_ms = 50;

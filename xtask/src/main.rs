@@ -1,6 +1,7 @@
 //! Chores of the project, in Rust: `cargo xtask --help` lists them.
 
 mod bench;
+mod chaos;
 mod demo;
 mod e2e;
 mod image;
@@ -23,6 +24,9 @@ struct Cli {
 enum Chore {
     /// Runs the agent against a Prefect API and a Kubernetes API on loopback, and shows what it does
     Demo(demo::Options),
+    /// Kills, freezes and restarts replicas of the agent while both servers misbehave, and checks that
+    /// nothing was lost or done twice
+    Chaos(chaos::Options),
     /// Measures the release build of the agent against the same servers
     Bench(bench::Options),
     /// Runs the agent on a real Kubernetes
@@ -44,6 +48,7 @@ enum Profile {
 async fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Demo(options) => demo::run(options).await,
+        Chore::Chaos(options) => chaos::run(options).await,
         Chore::Bench(options) => bench::run(options).await,
         Chore::E2e(options) => e2e::run(options).await,
         Chore::Image(options) => image::run(options),

@@ -22,6 +22,10 @@ const FRESH: Duration = Duration::from_secs(10);
 /// noticed after this time.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
+/// How long a run that is left queued stays in hand, and how long at the most if a side asks for
+/// more.
+const RESPITE: Duration = Duration::from_secs(2);
+const LONGEST_RESPITE: Duration = Duration::from_secs(30);
 /// How soon after its claim a run is submitted without being looked at again.
 const PROMPT: Duration = Duration::from_secs(5);
 /// A backend that takes longer for one job is overloaded.
@@ -40,9 +44,8 @@ pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, ticket: O
             Ok(Some(run)) => run,
             Ok(None) => return tracing::debug!("The flow run is not ready any more"),
             Err(error) => {
-                return tracing::warn!(
-                    "Cannot read the flow run again, leaving it queued: {error}"
-                );
+                drop(place);
+                return leave(&shared, "Cannot read the flow run again", &error).await;
             }
         };
         if let Err(error) = claim_and_submit(&shared, &run, &held, place).await {
@@ -51,6 +54,16 @@ pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, ticket: O
     }
     .instrument(span)
     .await;
+}
+
+/// Leaves a run queued after a passing failure: keeps it in hand for a moment, so that no poll finds
+/// it again at once.
+async fn leave(shared: &Shared, why: &str, error: &Error) {
+    tracing::warn!("{why}, leaving it queued: {error}");
+    shared.slots.complain();
+    let pause = error.retry_after().unwrap_or_default().max(RESPITE);
+    let pause = tokio::time::sleep(pause.min(LONGEST_RESPITE));
+    let _ = shared.stopping.run_until_cancelled(pause).await;
 }
 
 /// Deploys a run that was claimed by a process which did not get further.
@@ -119,7 +132,8 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
     let running = match shared.backend.jobs(run).await {
         Ok(jobs) => jobs.into_iter().find(|job| !job.finished),
         Err(error) if error.is_transient() => {
-            tracing::warn!("Cannot tell whether the run has a job, leaving it queued: {error}");
+            drop(place);
+            leave(shared, "Cannot tell whether the run has a job", &error).await;
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -140,8 +154,8 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
             return Ok(());
         }
         Err(error) if error.is_transient() => {
-            shared.slots.complain();
-            tracing::warn!("Cannot claim the flow run, leaving it queued: {error}");
+            drop(place);
+            leave(shared, "Cannot claim the flow run", &error).await;
             return Ok(());
         }
         Err(error) => return Err(error),

@@ -8,7 +8,7 @@
 pub mod cluster;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -287,6 +287,8 @@ pub struct Jobs {
     pub created: Mutex<BTreeMap<String, Vec<Duration>>>,
     pub existing: Mutex<HashMap<FlowRunId, Vec<JobRef>>>,
     pub refuse: Mutex<Option<Error>>,
+    /// Nothing can be asked.
+    pub away: AtomicBool,
     pub active: AtomicUsize,
     pub most_active: AtomicUsize,
 }
@@ -298,6 +300,7 @@ impl Jobs {
             created: Mutex::default(),
             existing: Mutex::default(),
             refuse: Mutex::default(),
+            away: AtomicBool::new(false),
             active: AtomicUsize::new(0),
             most_active: AtomicUsize::new(0),
         })
@@ -340,6 +343,9 @@ impl JobBackend for Jobs {
     }
 
     async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(broken());
+        }
         let existing = self.existing.lock().expect("no panics");
         Ok(existing.get(&run.id).cloned().unwrap_or_default())
     }

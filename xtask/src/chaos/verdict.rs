@@ -1,0 +1,72 @@
+//! What must be true when everything has come to rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+
+use super::plan::{End, Plan};
+use super::world::World;
+
+/// Everything that is not as it must be.
+pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut jobs: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for made in world.kubernetes.creations() {
+        let run = made.flow_run_id().unwrap_or_default().to_owned();
+        jobs.entry(run).or_default().push(made.name);
+    }
+    let rescheduled = world.rescheduled.lock();
+    let rescheduled = rescheduled.unwrap_or_else(PoisonError::into_inner);
+    let pods = world.pods.lock().unwrap_or_else(PoisonError::into_inner);
+    for (id, planned) in world.runs.iter().zip(&plan.runs) {
+        let Some(run) = world.prefect.run(*id) else {
+            continue;
+        };
+        let mut wrong =
+            |what: String| found.push(format!("run {id}: {what}; {:?}", run.state_names()));
+        let none = Vec::new();
+        let jobs = jobs.get(&id.to_string()).unwrap_or(&none);
+        let again = rescheduled.contains(id);
+        let claims = run
+            .state_names()
+            .iter()
+            .filter(|name| **name == "Submitted")
+            .count();
+        if jobs.is_empty() {
+            wrong("it got no Job".to_owned());
+        }
+        if jobs.len() > claims || (jobs.len() > 1 && !again) {
+            wrong(format!("{claims} claims, {} Jobs: {jobs:?}", jobs.len()));
+        }
+        if jobs.iter().collect::<BTreeSet<_>>().len() != jobs.len() {
+            wrong(format!("a Job was made twice: {jobs:?}"));
+        }
+        if let Some(most) = pods.most.get(id).filter(|most| **most > 1) {
+            wrong(format!("{most} pods ran at the same time"));
+        }
+        let expected = match planned.end {
+            End::Success => "Success",
+            End::Failed => "Failed",
+        };
+        if run.state != expected && !again {
+            wrong(format!("it should be {expected}"));
+        }
+        let mut told = BTreeMap::new();
+        for log in &run.logs {
+            let message = log.message.clone().unwrap_or_default();
+            *told.entry((log.name.clone(), message)).or_insert(0) += 1;
+        }
+        for ((_, message), times) in told {
+            if times > 1 {
+                wrong(format!("told {times} times: {message:?}"));
+            }
+        }
+        let reports = run
+            .logs
+            .iter()
+            .filter(|log| log.level.as_deref() == Some("ERROR"));
+        if planned.end == End::Failed && !again && reports.count() == 0 {
+            wrong("its owner was not told why it failed".to_owned());
+        }
+    }
+    found
+}
