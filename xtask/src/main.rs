@@ -27,8 +27,11 @@ enum Chore {
     /// Kills, freezes and restarts replicas of the agent while both servers misbehave, and checks that
     /// nothing was lost or done twice
     Chaos(chaos::Options),
-    /// Measures the release build of the agent against the same servers
+    /// Measures the release build of the agent on the same servers
     Bench(bench::Options),
+    /// What `bench` measures the agent against: nothing but the calls themselves
+    #[command(hide = true)]
+    BenchRaw(bench::RawOptions),
     /// Runs the agent on a real Kubernetes
     E2e(e2e::Options),
     /// Assembles the agent's image as an archive, without a container engine
@@ -46,10 +49,13 @@ enum Profile {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // The one crypto provider of all TLS; an error would mean that there is one already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = match Cli::parse().chore {
         Chore::Demo(options) => demo::run(options).await,
         Chore::Chaos(options) => chaos::run(options).await,
         Chore::Bench(options) => bench::run(options).await,
+        Chore::BenchRaw(options) => bench::raw(options).await,
         Chore::E2e(options) => e2e::run(options).await,
         Chore::Image(options) => image::run(options),
     };

@@ -1,0 +1,148 @@
+//! `cargo xtask bench`: what the agent costs, beside the Python agent and beside what the servers
+//! can take at all. The servers run in this process and each agent in one of its own, so that its
+//! CPU time and memory are its own; the rates of all of them suffer alike from sharing the machine.
+
+mod agent;
+mod deploy;
+mod given;
+mod idle;
+mod plot;
+mod process;
+mod python;
+mod raw;
+mod report;
+mod startup;
+mod supervise;
+mod world;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use self::agent::Agent;
+pub(crate) use self::raw::Options as RawOptions;
+pub(crate) use self::raw::run as raw;
+use self::report::Report;
+
+/// The flags of the benchmarks.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Options {
+    /// What is measured
+    #[arg(value_enum, default_value = "all")]
+    scenario: Scenario,
+    /// How many runs or Jobs; several numbers, for a curve, with commas between them
+    #[arg(long, value_delimiter = ',', default_value = "1000")]
+    runs: Vec<usize>,
+    /// Rounds of `deploy` and `startup`; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Deployments at the same time
+    #[arg(long, default_value_t = 32)]
+    concurrency: u16,
+    /// How long `idle` measures, in seconds
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Status changes per second in `supervise`
+    #[arg(long, default_value_t = 20)]
+    rate: u32,
+    /// Measure another agent too, in turns with this one
+    #[arg(long, value_enum)]
+    against: Option<Peer>,
+    /// Runs per round of the other agent, which is slower; as many as of this one at most
+    #[arg(long, default_value_t = 100)]
+    peer_runs: usize,
+    /// Use the cluster of this kubeconfig instead of the testkit's; Jobs are suspended there, in a
+    /// namespace that is made and deleted
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Write all figures to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a plot per scenario into this directory, when there are several numbers of runs
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Measure this binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Scenario {
+    /// Due runs are deployed
+    Deploy,
+    /// Jobs fail at a given rate among many that go on
+    Supervise,
+    /// Many Jobs run and nothing happens
+    Idle,
+    /// From the start of the process to its first poll; size of the binary
+    Startup,
+    /// All of these
+    All,
+}
+
+/// Another agent.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    /// Prefect's own, 1.4.1
+    Python,
+}
+
+/// Runs the benchmarks and prints what they found.
+pub(crate) async fn run(options: Options) -> Result<()> {
+    if cfg!(debug_assertions) {
+        return again_optimized();
+    }
+    let binary = match &options.binary {
+        Some(binary) => binary.clone(),
+        None => {
+            eprintln!("Building agent-cli in release mode...");
+            crate::build_agent(crate::Profile::Release)?
+        }
+    };
+    let ours = Agent::ours(binary);
+    let peer = match options.against {
+        Some(Peer::Python) => Some(Agent::python(python::environment()?)),
+        None => None,
+    };
+    let mut report = Report::new();
+    let wanted = |scenario| [scenario, Scenario::All].contains(&options.scenario);
+    if wanted(Scenario::Startup) {
+        startup::run(&options, &ours, peer.as_ref(), &mut report).await?;
+    }
+    for &runs in &options.runs {
+        if wanted(Scenario::Deploy) {
+            deploy::run(&options, runs, &ours, peer.as_ref(), &mut report).await?;
+        }
+        if wanted(Scenario::Idle) {
+            idle::run(&options, runs, &ours, &mut report).await?;
+        }
+        if wanted(Scenario::Supervise) {
+            supervise::run(&options, runs, &ours, &mut report).await?;
+        }
+    }
+    report.print();
+    if let Some(file) = &options.json {
+        report.write(file)?;
+    }
+    if let Some(directory) = &options.plots {
+        report.plot(directory)?;
+    }
+    Ok(())
+}
+
+/// Runs this command again, built with optimization: the servers, too, take part in what is measured.
+fn again_optimized() -> Result<()> {
+    eprintln!("Building the servers with optimization...");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["run", "--quiet", "--profile", "servers"]);
+    let arguments = std::env::args_os().skip(1);
+    let status = cargo
+        .args(["--package", "xtask", "--"])
+        .args(arguments)
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the benchmark ended with {status}");
+    Ok(())
+}
