@@ -2,6 +2,7 @@
 
 mod diagnose;
 mod notes;
+mod read;
 mod view;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -9,7 +10,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use agent_core::{JobState, Observation, Sighting};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Event;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher as watch};
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 pub use self::diagnose::Graces;
 pub(crate) use self::notes::{Notes, REPORTED};
+use self::read::Event;
 use self::view::{EventView, JobView, PodView};
 use crate::error::explain;
 use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};

@@ -4,11 +4,10 @@ use std::collections::HashSet;
 
 use agent_core::FlowRunId;
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
 use kube::ResourceExt;
 
 use super::notes::{Notes, REPORTED};
+use super::read::{ContainerStatus, Event, Job, Pod};
 use crate::manifest::{FLOW_RUN_ID, IDENTIFIER, LABELS};
 
 /// What is kept of a Job.
@@ -68,11 +67,9 @@ impl JobView {
 
 /// The labels of the agent that made a Job, as it told the flow.
 fn agents_labels(job: &Job) -> Option<&str> {
-    let pod = job.spec.as_ref()?.template.spec.as_ref()?;
-    let mut env = pod
-        .containers
-        .iter()
-        .flat_map(|one| one.env.iter().flatten());
+    let pod = job.spec.as_ref()?.template.as_ref()?.spec.as_ref()?;
+    let containers = pod.containers.iter().flatten();
+    let mut env = containers.flat_map(|one| one.env.iter().flatten());
     env.find(|one| one.name == LABELS)?.value.as_deref()
 }
 
