@@ -23,6 +23,10 @@ use self::view::{EventView, JobView, PodView};
 use crate::error::explain;
 use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
 
+/// Objects per page of a listing. A page is in memory as a whole, and a Job of a cluster with many
+/// field managers takes 10 KB there.
+const PAGE: u32 = 200;
+
 /// Everything that is known of the Jobs in the namespace.
 #[derive(Default)]
 struct Index {
@@ -30,14 +34,14 @@ struct Index {
     jobs: HashMap<String, JobView>,
     pods: HashMap<String, PodView>,
     events: HashMap<String, EventView>,
-    /// Names of Jobs by identifier, and of pods by identifier.
-    by_identifier: HashMap<String, (Option<String>, BTreeSet<String>)>,
+    /// Names of Jobs by identifier, and of their pods: seldom more than one.
+    by_identifier: HashMap<String, (Option<String>, Vec<String>)>,
     /// Keys of events by the object that they are about.
     by_object: HashMap<String, BTreeSet<String>>,
     /// When something about a Job was seen first.
     since: HashMap<String, HashMap<String, Instant>>,
-    /// What a new listing has shown so far.
-    listed: [HashSet<String>; 3],
+    /// What a listing that goes on has shown so far.
+    listed: [Option<HashSet<String>>; 3],
     /// Both Jobs and pods were listed once.
     complete: [bool; 2],
 }
@@ -113,7 +117,7 @@ fn changes<K, V: Send + 'static>(
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    watch(api, config)
+    watch(api, config.page_size(PAGE))
         .default_backoff()
         .filter_map(move |change| {
             let change = match change {
@@ -182,12 +186,19 @@ impl Index {
         found
     }
 
+    /// Notes that a listing, if one goes on, has shown this.
+    fn is_there(&mut self, kind: usize, name: &str) {
+        if let Some(listed) = &mut self.listed[kind] {
+            listed.insert(name.to_owned());
+        }
+    }
+
     fn job(&mut self, change: Change<JobView>) -> (Vec<String>, Vec<Observation>) {
         match change {
-            Change::Listing => self.listed[0].clear(),
+            Change::Listing => self.listed[0] = Some(HashSet::new()),
             Change::Is(view) => {
                 let name = view.name.clone();
-                self.listed[0].insert(name.clone());
+                self.is_there(0, &name);
                 let entry = self
                     .by_identifier
                     .entry(view.identifier.clone())
@@ -202,7 +213,7 @@ impl Index {
             }
             Change::Listed => {
                 self.complete[0] = true;
-                let missing = missing(&self.jobs, &self.listed[0]);
+                let missing = missing(&self.jobs, self.listed[0].take());
                 let gone = missing.iter().filter_map(|name| self.remove_job(name));
                 return (Vec::new(), gone.collect());
             }
@@ -234,15 +245,20 @@ impl Index {
 
     fn pod(&mut self, change: Change<PodView>) -> Vec<String> {
         match change {
-            Change::Listing => self.listed[1].clear(),
+            Change::Listing => self.listed[1] = Some(HashSet::new()),
             Change::Is(view) => {
-                self.listed[1].insert(view.name.clone());
+                self.is_there(1, &view.name);
                 let entry = self
                     .by_identifier
                     .entry(view.identifier.clone())
                     .or_default();
-                entry.1.insert(view.name.clone());
+                if let Err(place) = entry.1.binary_search(&view.name) {
+                    entry.1.insert(place, view.name.clone());
+                }
                 let touched = entry.0.clone();
+                if view.has_started() {
+                    self.remove_events_of(&view.name);
+                }
                 let news = self.pods.get(&view.name) != Some(&view);
                 self.pods.insert(view.name.clone(), view);
                 return touched.filter(|_| news).into_iter().collect();
@@ -250,7 +266,7 @@ impl Index {
             Change::IsNot(name) => self.remove_pod(&name),
             Change::Listed => {
                 self.complete[1] = true;
-                let missing = missing(&self.pods, &self.listed[1]);
+                let missing = missing(&self.pods, self.listed[1].take());
                 for name in missing {
                     self.remove_pod(&name);
                 }
@@ -265,7 +281,7 @@ impl Index {
             return;
         };
         if let Some(entry) = self.by_identifier.get_mut(&pod.identifier) {
-            entry.1.remove(name);
+            entry.1.retain(|one| one != name);
             if entry.0.is_none() && entry.1.is_empty() {
                 self.by_identifier.remove(&pod.identifier);
             }
@@ -274,12 +290,16 @@ impl Index {
 
     fn event(&mut self, change: Change<(String, EventView)>) -> Vec<String> {
         match change {
-            Change::Listing => self.listed[2].clear(),
+            Change::Listing => self.listed[2] = Some(HashSet::new()),
             Change::Is((key, view)) => {
                 if self.complete == [true, true] && !self.concerns_us(&view) {
                     return Vec::new();
                 }
-                self.listed[2].insert(key.clone());
+                let pod = self.pods.get(&view.object).filter(|_| !view.of_job);
+                if pod.is_some_and(PodView::has_started) {
+                    return Vec::new();
+                }
+                self.is_there(2, &key);
                 let touched = if view.of_job {
                     Some(view.object.clone()).filter(|name| self.jobs.contains_key(name))
                 } else {
@@ -292,7 +312,7 @@ impl Index {
             }
             Change::IsNot(key) => self.remove_event(&key),
             Change::Listed => {
-                let missing = missing(&self.events, &self.listed[2]);
+                let missing = missing(&self.events, self.listed[2].take());
                 for key in missing {
                     self.remove_event(&key);
                 }
@@ -323,6 +343,13 @@ impl Index {
         }
     }
 
+    /// Once a pod has started, nothing is told of its events.
+    fn remove_events_of(&mut self, pod: &str) {
+        for key in self.by_object.remove(pod).unwrap_or_default() {
+            self.events.remove(&key);
+        }
+    }
+
     fn job_of_pod(&self, pod: &str) -> Option<String> {
         let identifier = &self.pods.get(pod)?.identifier;
         self.by_identifier.get(identifier)?.0.clone()
@@ -346,10 +373,13 @@ impl Index {
             .filter_map(|key| self.events.get(key))
             .collect();
         events.sort_by_key(|event| event.at);
-        let since = self.since.entry(name.to_owned()).or_default();
+        let mut since = self.since.remove(name).unwrap_or_default();
         let findings = diagnose::findings(job, &pods, &events, &self.graces, |key| {
             *since.entry(key.to_owned()).or_insert_with(Instant::now)
         });
+        if !since.is_empty() {
+            self.since.insert(name.to_owned(), since);
+        }
         Some(Observation {
             job: job.name.clone(),
             flow_run_id: job.run.clone(),
@@ -366,7 +396,8 @@ impl Index {
 }
 
 /// The names of what is known but was not listed.
-fn missing<V>(known: &HashMap<String, V>, listed: &HashSet<String>) -> Vec<String> {
+fn missing<V>(known: &HashMap<String, V>, listed: Option<HashSet<String>>) -> Vec<String> {
+    let listed = listed.unwrap_or_default();
     let names = known.keys().filter(|name| !listed.contains(*name));
     names.cloned().collect()
 }

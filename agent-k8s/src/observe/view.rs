@@ -113,6 +113,11 @@ pub(super) enum ContainerState {
 }
 
 impl PodView {
+    /// Whether it is past all that keeps a pod from starting.
+    pub(super) fn has_started(&self) -> bool {
+        !matches!(self.phase.as_str(), "" | "Pending")
+    }
+
     /// `None` for a pod that is not one of a flow run.
     pub(super) fn of(pod: &Pod) -> Option<Self> {
         let status = pod.status.clone().unwrap_or_default();
