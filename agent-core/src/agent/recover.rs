@@ -59,15 +59,14 @@ async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowR
 async fn recover(shared: &Arc<Shared>, run: FlowRun) -> Option<LogEntry> {
     let held = shared.in_hand.take(&run.id, Stage::Claimed)?;
     match shared.backend.jobs(&run).await {
-        Ok(jobs) if jobs.is_empty() => {
-            metrics::counter!("prefect_agent_recovered_total").increment(1);
-            shared.deploy(deploy::resume(shared.clone(), run, held));
-            None
-        }
-        Ok(jobs) => {
-            let latest = jobs.iter().find(|job| !job.finished)?;
-            Some(deploy::submitted(shared, &run, &latest.name))
-        }
+        Ok(jobs) => match jobs.iter().find(|job| !job.finished) {
+            Some(job) => Some(deploy::submitted(shared, &run, &job.name)),
+            // Jobs of earlier attempts may be left; that of this one is not made twice.
+            None => {
+                shared.deploy(deploy::resume(shared.clone(), run, held));
+                None
+            }
+        },
         Err(error) => {
             tracing::warn!("Cannot tell whether flow run {} has a job: {error}", run.id);
             None
