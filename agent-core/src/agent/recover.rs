@@ -12,12 +12,13 @@ use super::in_hand::Stage;
 use super::{Shared, deploy};
 use crate::{FlowRun, FlowRunId, LogEntry};
 
-/// Looks for such runs at the start, soon after it, because what died just before was too young
-/// then, and from time to time.
+/// Looks for such runs at the start, twice soon after it, because what died just before was too young
+/// then, and because this replica may lead only since, and from time to time.
 pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
     let options = &shared.options;
     let soon = options.recover_age + Duration::from_secs(1);
-    let mut pauses = [Duration::ZERO, soon.min(options.recover_every)].into_iter();
+    let soon = soon.min(options.recover_every);
+    let mut pauses = [Duration::ZERO, soon, soon].into_iter();
     // Runs whose log was looked into already.
     let mut seen = HashSet::new();
     loop {
@@ -35,6 +36,10 @@ async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowR
     let mut lines = Vec::new();
     for run in runs {
         lines.extend(recover(shared, run).await);
+    }
+    if !shared.health.status().leads {
+        // Several replicas may look at the same time: one of them tells.
+        return;
     }
     lines.retain(|line| seen.insert(line.flow_run_id.clone()));
     if lines.is_empty() {
