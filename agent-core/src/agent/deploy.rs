@@ -18,6 +18,8 @@ use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Phase, Result, Submission
 /// second claim only for 30 s after the first one and does not check versions, so an older
 /// reading could claim a run that somebody else has started since.
 const FRESH: Duration = Duration::from_secs(10);
+/// The same for a run that is claimed so long after its start time, when others may have had it.
+const LATE: Duration = Duration::from_secs(2);
 /// The longest single sleep before a start time: a clock that is set, or a machine that slept, is
 /// noticed after this time.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -109,7 +111,13 @@ async fn start_time<'a>(
 /// The run as it is, read again when the reading at hand is too old to claim it, or when its earlier
 /// job may be reporting just now: a claim would overwrite that report.
 async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option<FlowRun>> {
-    if run.read_at.elapsed() <= FRESH && !has_job {
+    // Whoever comes late, because the process or its machine was halted, may not be the first.
+    let late = run.due.is_none_or(|due| {
+        let late = shared.source.now().duration_since(due);
+        Duration::try_from(late).unwrap_or_default() > LATE
+    });
+    let age = run.read_at.elapsed();
+    if !has_job && (age <= LATE || (age <= FRESH && !late)) {
         return Ok(Some(run.clone()));
     }
     let again = shared.source.reread(run).await?;
