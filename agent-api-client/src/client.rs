@@ -6,13 +6,13 @@ use std::time::Duration;
 use agent_core::{FlowRunId, LogEntry, State};
 use cynic::{MutationBuilder, QueryBuilder};
 use jiff::{SignedDuration, Timestamp};
-use secrecy::SecretString;
+use secrecy::{SecretSlice, SecretString};
 use serde_json::Value;
 
 use crate::error::{ApiError, Cause};
 use crate::operations::*;
 use crate::row::FlowRunRow;
-use crate::transport::Transport;
+use crate::transport::{Tls, Transport};
 use crate::{state, time};
 
 /// How long a task run must have been due before its flow run is taken as abandoned: a flow that
@@ -51,6 +51,11 @@ pub struct ApiSettings {
     pub labels: Vec<String>,
     /// The agent config to register with.
     pub agent_config_id: Option<String>,
+    /// Certificates of those who may vouch for the API, in PEM; `None` are those that the system
+    /// trusts, or the ones in `SSL_CERT_FILE`.
+    pub ca: Option<Vec<u8>>,
+    /// A certificate and its key with which the agent shows the API who it is, in PEM.
+    pub identity: Option<SecretSlice<u8>>,
     /// How long one request may take.
     pub request_timeout: Duration,
     /// How long passing failures of one call are retried while the agent runs.
@@ -71,6 +76,8 @@ impl ApiSettings {
             name: "agent".to_owned(),
             labels: Vec::new(),
             agent_config_id: None,
+            ca: None,
+            identity: None,
             request_timeout: Duration::from_secs(15),
             retry_for: Duration::from_secs(30),
             retry_start_for: Duration::from_secs(4),
@@ -96,6 +103,10 @@ impl PrefectApi {
             &settings.url,
             settings.key.clone(),
             settings.request_timeout,
+            Tls {
+                ca: settings.ca.as_deref(),
+                identity: settings.identity.as_ref(),
+            },
         )?;
         if let Some(tenant) = &settings.tenant_id {
             transport.set_tenant(tenant.clone());

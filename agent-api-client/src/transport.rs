@@ -8,8 +8,8 @@ use agent_core::backoff::Backoff;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Response, StatusCode};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,6 +39,33 @@ pub(crate) struct Transport {
     ahead: AtomicI64,
 }
 
+/// Who may vouch for the API, and how the agent shows who it is; both in PEM.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tls<'a> {
+    pub(crate) ca: Option<&'a [u8]>,
+    pub(crate) identity: Option<&'a SecretSlice<u8>>,
+}
+
+impl Tls<'_> {
+    fn apply(self, mut builder: ClientBuilder) -> Result<ClientBuilder, String> {
+        if let Some(pem) = self.ca {
+            let certificates = Certificate::from_pem_bundle(pem)
+                .ok()
+                .filter(|certificates| !certificates.is_empty())
+                .ok_or("the file with the API's CA holds no certificate in PEM; check --api-ca, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE")?;
+            builder = builder.tls_certs_only(certificates);
+        }
+        if let Some(pem) = self.identity {
+            // The error might show a part of the key.
+            let identity = Identity::from_pem(pem.expose_secret()).map_err(|_| {
+                "the agent's client certificate cannot be used: the file must hold a certificate and its private key in PEM; check --api-client-cert"
+            })?;
+            builder = builder.identity(identity);
+        }
+        Ok(builder)
+    }
+}
+
 #[derive(Serialize)]
 struct Body<'a> {
     query: &'a str,
@@ -61,6 +88,7 @@ impl Transport {
         url: &str,
         key: Option<SecretString>,
         timeout: Duration,
+        tls: Tls<'_>,
     ) -> Result<Self, String> {
         let trimmed = url.trim_end_matches('/');
         let parsed = Url::parse(trimmed)
@@ -77,7 +105,8 @@ impl Transport {
             HeaderName::from_static("x-prefect-core-version"),
             HeaderValue::from_static(CORE_VERSION),
         );
-        let http = Client::builder()
+        let http = tls
+            .apply(Client::builder())?
             .user_agent(concat!(
                 "prefect-kubernetes-agent/",
                 env!("CARGO_PKG_VERSION")
@@ -502,13 +531,20 @@ mod tests {
     fn an_address_without_scheme_is_refused_and_credentials_in_it_are_not_shown() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let timeout = Duration::from_secs(1);
-        let error = Transport::new("localhost:4200", None, timeout).expect_err("refused");
+        let error =
+            Transport::new("localhost:4200", None, timeout, Tls::default()).expect_err("refused");
         assert!(error.contains("localhost:4200"), "{error}");
-        let transport =
-            Transport::new("http://me:hush@host:1/graphql//", None, timeout).expect("fine");
+        let transport = Transport::new(
+            "http://me:hush@host:1/graphql//",
+            None,
+            timeout,
+            Tls::default(),
+        )
+        .expect("fine");
         assert_eq!(transport.shown(), "http://host:1/graphql");
         let key = SecretString::from("two\nlines");
-        let error = Transport::new("http://host", Some(key), timeout).expect_err("refused");
+        let error =
+            Transport::new("http://host", Some(key), timeout, Tls::default()).expect_err("refused");
         assert!(
             !error.contains("lines") && error.contains("PREFECT__CLOUD__API_KEY"),
             "{error}"

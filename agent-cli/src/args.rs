@@ -188,6 +188,12 @@ pub struct StartArgs {
     /// The API's address [env: PREFECT__CLOUD__API; default: by backend]
     #[arg(short, long, help_heading = "Prefect")]
     pub api: Option<String>,
+    /// Certificates of those who may vouch for the API, in PEM [env: PREFECT__CLOUD__TLS__CA, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; default: the system's, or SSL_CERT_FILE]
+    #[arg(long, value_name = "FILE", help_heading = "Prefect")]
+    pub api_ca: Option<String>,
+    /// A certificate and its private key with which the agent shows the API who it is, in PEM [env: PREFECT__CLOUD__TLS__CLIENT_CERT]
+    #[arg(long, value_name = "FILE", help_heading = "Prefect")]
+    pub api_client_cert: Option<String>,
     /// The agent config to register with
     #[arg(long, help_heading = "Prefect")]
     pub agent_config_id: Option<String>,

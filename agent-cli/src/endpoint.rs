@@ -1,6 +1,7 @@
 //! The HTTP endpoint of the agent: `/api/health`, `/api/live`, `/api/poke` and `/metrics`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::AgentHealth;
@@ -10,13 +11,25 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 /// How old the last answer of the API may be. The longest pause between polls is 10 s, and one
 /// poll may retry for 30 s.
 const LATELY: Duration = Duration::from_secs(60);
+
+/// Connections at the same time: probes, a scraper or two, a person.
+const CONNECTIONS: usize = 64;
+/// How long the headers of a request may take, how large they may be, and how long a connection may
+/// last in all.
+const HEADERS: Duration = Duration::from_secs(5);
+const LARGEST_HEADERS: usize = 16 << 10;
+const CONNECTION: Duration = Duration::from_secs(60);
 
 /// What the endpoint tells of.
 #[derive(Clone)]
@@ -44,12 +57,38 @@ pub async fn serve(
         .route("/api/poke", get(poke))
         .route("/metrics", get(exposition))
         .with_state(Told { health, metrics });
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!("The agent API has ended: {error}");
-        }
-    });
+    tokio::spawn(accept(listener, router));
     Ok(())
+}
+
+/// Answers connections, so many at a time; the others wait to be accepted.
+async fn accept(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, for instance: that passes.
+                tracing::warn!("The agent API cannot accept a connection: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .max_buf_size(LARGEST_HEADERS)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            // What a client does wrong, or too slowly, ends its connection.
+            let _ = tokio::time::timeout(CONNECTION, connection).await;
+            drop(place);
+        });
+    }
 }
 
 async fn check(State(told): State<Told>) -> impl IntoResponse {

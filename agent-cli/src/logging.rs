@@ -4,6 +4,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Level, LogFormat};
 
+/// What libraries log of errors that they also return, and that we tell in words: the AWS SDK's
+/// search for credentials, each failed request to the Kubernetes API, each end of a watch.
+const TOLD_ELSEWHERE: &str =
+    "aws_config=error,kube_client::client=error,kube_client::client::builder=off";
+
 /// Starts logging to standard output. `RUST_LOG`, when set, wins over the level.
 pub fn start(level: Level, format: LogFormat) {
     let (ours, others) = match level {
@@ -19,8 +24,10 @@ pub fn start(level: Level, format: LogFormat) {
         "agent_k8s",
         "agent_templates",
     ];
-    // What the AWS SDK warns of is in our own errors, in words.
-    let mut directives = format!("{others},aws_config=error");
+    let mut directives = match level {
+        Level::Debug => format!("{others},aws_config=error"),
+        _ => format!("{others},{TOLD_ELSEWHERE}"),
+    };
     for name in crates {
         directives.push_str(&format!(",{name}={ours}"));
     }
@@ -45,12 +52,12 @@ pub fn colours(terminal: bool) -> bool {
 
 /// Starts logging of nothing but errors, to standard error: warnings are in the report.
 pub fn errors() {
-    to_stderr("error,aws_config=off");
+    to_stderr(&format!("error,{TOLD_ELSEWHERE},aws_config=off"));
 }
 
 /// Starts logging of nothing but warnings, to standard error: standard output is for the result.
 pub fn warnings() {
-    to_stderr("warn,aws_config=error");
+    to_stderr(&format!("warn,{TOLD_ELSEWHERE}"));
 }
 
 fn to_stderr(directives: &str) {

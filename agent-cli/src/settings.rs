@@ -9,7 +9,7 @@ use agent_k8s::install::API_KEY;
 use agent_k8s::{Graces, JobPatch, JobResources, KeySecret, ManifestSettings, yaml};
 use agent_templates::{Scheme, TemplateSettings};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use secrecy::SecretString;
+use secrecy::{SecretSlice, SecretString};
 use serde_json::Value;
 
 use crate::args::{Level, LogFormat, StartArgs};
@@ -40,6 +40,10 @@ pub struct Settings {
     pub labels: Vec<String>,
     /// The agent config to register with.
     pub agent_config_id: Option<String>,
+    /// Who may vouch for the API, in PEM; `None` is whom the system trusts.
+    pub ca: Option<Vec<u8>>,
+    /// With what the agent shows the API who it is, in PEM.
+    pub identity: Option<SecretSlice<u8>>,
     /// How long one request to the API may take.
     pub request_timeout: Duration,
     /// What goes into every Job; the tenant is filled in when it is known.
@@ -172,6 +176,14 @@ impl Settings {
         let (name, _) = from.settle("cloud.agent.name", found, "agent");
         let agent_config_id = flag_given("--agent-config-id", &args.agent_config_id);
         from.show("--agent-config-id", agent_config_id.as_ref(), "none");
+        let ca = ca(&mut from, args, cwd)?;
+        let found = from.pick(
+            "--api-client-cert",
+            &args.api_client_cert,
+            "cloud.tls.client_cert",
+        );
+        from.show("cloud.tls.client_cert", found.as_ref(), "none");
+        let identity = found.map(|found| pem(&found, cwd)).transpose()?;
         let request_timeout = request_timeout(&mut from)?;
         let manifest = ManifestSettings {
             backend,
@@ -198,6 +210,8 @@ impl Settings {
             name,
             labels,
             agent_config_id: agent_config_id.map(|(id, _)| id),
+            ca,
+            identity: identity.map(Into::into),
             request_timeout,
             manifest,
             templates: templates(args, cwd),
@@ -250,6 +264,8 @@ impl Settings {
         api.name = self.name.clone();
         api.labels = self.labels.clone();
         api.agent_config_id = self.agent_config_id.clone();
+        api.ca = self.ca.clone();
+        api.identity = self.identity.clone();
         api.request_timeout = self.request_timeout;
         Ok(api)
     }
@@ -377,6 +393,22 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
         _ => None,
     }
+}
+
+/// Who may vouch for the API. The variables are those of the Python agent's HTTP library.
+fn ca(from: &mut Sources<'_>, args: &StartArgs, cwd: &Path) -> Result<Option<Vec<u8>>> {
+    let mut found = from.pick("--api-ca", &args.api_ca, "cloud.tls.ca");
+    for variable in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+        found = found.or_else(|| from.pick_variable("", &None, variable));
+    }
+    from.show("cloud.tls.ca", found.as_ref(), "the system's");
+    found.map(|found| pem(&found, cwd)).transpose()
+}
+
+/// The content of a file that a setting names.
+fn pem((file, origin): &Given<String>, cwd: &Path) -> Result<Vec<u8>> {
+    let path = cwd.join(file);
+    std::fs::read(&path).with_context(|| format!("cannot read {} ({origin})", path.display()))
 }
 
 fn request_timeout(from: &mut Sources<'_>) -> Result<Duration> {

@@ -268,6 +268,48 @@ async fn a_run_claimed_by_a_killed_agent_gets_its_job_from_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_claimed_run_with_nothing_but_an_ended_job_of_an_earlier_attempt_gets_its_job() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    let earlier = JobRef {
+        name: "earlier".to_owned(),
+        finished: true,
+    };
+    let existing = || jobs.existing.lock().expect("no panics");
+    existing().insert("a".into(), vec![earlier]);
+    *jobs.refuse.lock().expect("no panics") = Some(Error::transient("connection refused"));
+    let first = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the claim", || source.run("a").claims == 1).await;
+    first.kill();
+    *jobs.refuse.lock().expect("no panics") = None;
+    let second = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the deployment", || jobs.created().len() == 1).await;
+    second.stop().await;
+    assert_eq!(source.run("a").claims, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_earlier_job_reports_just_before_the_claim_is_left_alone() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    let earlier = JobRef {
+        name: "earlier".to_owned(),
+        finished: false,
+    };
+    let existing = || jobs.existing.lock().expect("no panics");
+    existing().insert("a".into(), vec![earlier]);
+    source.ends_when_read_again.store(true, Ordering::SeqCst);
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("another poll", || {
+        source.polls.lock().expect("no panics").len() > 2
+    })
+    .await;
+    agent.stop().await;
+    assert_eq!(source.run("a").phase, Phase::Finished);
+    assert_eq!(source.run("a").claims, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_finishes_what_has_begun_and_begins_nothing() {
     let (source, jobs) = world();
     source.faults.lock().expect("no panics").latency_ms = 1000;

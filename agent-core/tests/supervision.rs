@@ -72,3 +72,33 @@ async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
         }
     }
 }
+
+/// The job of a run that was ended goes after the grace, also when there is something else to look
+/// at just before.
+#[tokio::test(start_paused = true)]
+async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
+    const GRACE: Duration = Duration::from_secs(1);
+    for pause in (0..1_500).step_by(50) {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        *cluster.news.lock().expect("no panics") = Some(Duration::from_millis(pause));
+        // Its job would go on for almost five seconds.
+        source.seed("134", Some(source.clock.now()));
+        let replica = Replica {
+            cluster: cluster.clone(),
+            id: 1,
+        };
+        let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
+        let agent = Running::start(agent.cancel_grace(GRACE));
+        until("a job", || !cluster.is_empty()).await;
+        let began = source.clock.elapsed();
+        let mut runs = source.runs();
+        runs.values_mut()
+            .for_each(|run| run.phase = Phase::Finished);
+        drop(runs);
+        until("the end of the job", || cluster.is_empty()).await;
+        let took = source.clock.elapsed() - began;
+        assert!(took >= GRACE && took < GRACE * 3, "{pause} ms: {took:?}");
+        agent.stop().await;
+    }
+}

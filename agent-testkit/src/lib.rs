@@ -2,7 +2,7 @@
 //! behave as the real ones do, word for word where clients read the words, and that go wrong on
 //! demand in every way a network and a cluster can.
 //!
-//! Both run in the process that starts them, on the ambient tokio runtime, on a free port of
+//! The two APIs run in the process that starts them, on the ambient tokio runtime, on a free port of
 //! 127.0.0.1 unless told otherwise, and stop when their handle is dropped. The handle looks into a
 //! server and changes it without going through HTTP.
 //!
@@ -14,6 +14,7 @@
 //! | [`serve`] | the HTTP server under both, which can be stopped and restarted |
 //! | [`requests`] | counts of what was asked, and the last requests word for word |
 //! | [`condition`] | waiting for a condition instead of sleeping |
+//! | [`stores`] | real servers for files, from Python packages: S3, Google Cloud Storage, HTTP |
 //! | [`clock`] | a clock that can be wrong, or run ahead |
 //!
 //! **[`prefect`]** answers what an agent sends, with the semantics of the open-source server: which
@@ -86,6 +87,7 @@ pub mod kubernetes;
 pub mod prefect;
 pub mod requests;
 pub mod serve;
+pub mod stores;
 
 pub use condition::TimedOut;
 pub use faults::{Fault, Faults, Rule};

@@ -11,7 +11,7 @@ Examples:
   agent-cli install --key KEY --api https://prefect.example.com --backend server --rbac | kubectl apply -f -
   agent-cli install --secret-name prefect --namespace flows --agent-namespace prefect --rbac
   agent-cli install --backend server --api http://apollo:4200 --rbac --replicas 2 -- --keep-failed-jobs 1d
-  agent-cli uninstall --rbac | kubectl delete -f -")]
+  agent-cli uninstall --rbac | kubectl delete --ignore-not-found -f -")]
 pub struct InstallArgs {
     /// The API key; it goes into a Secret
     #[arg(short, long, help_heading = "Prefect", conflicts_with = "secret_name")]

@@ -9,4 +9,5 @@ mod replicas;
 mod starting;
 mod stopping;
 mod supervising;
+mod tls;
 mod world;

@@ -88,3 +88,43 @@ async fn every_metric_is_exported_with_its_meaning_and_documented() {
         assert!(page.contains(&row), "docs/metrics.md lacks the row\n{row}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_slow_or_send_too_much_keep_nobody_else_out() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let world = World::new().await;
+    let (agent, endpoint) = world.start_with_endpoint(&[]);
+    endpoint
+        .is(&agent, |health| health.get("reason").is_none())
+        .await;
+    let address = endpoint.address();
+    let mut slow = Vec::new();
+    for _ in 0..100 {
+        let mut stream = tokio::net::TcpStream::connect(&address)
+            .await
+            .expect("it listens");
+        stream
+            .write_all(b"GET /api/health HTTP/1.1\r\n")
+            .await
+            .expect("sent");
+        slow.push(stream);
+    }
+    let asked = std::time::Instant::now();
+    assert_eq!(endpoint.get("/api/health").await.0, 200);
+    assert!(asked.elapsed() < std::time::Duration::from_secs(20));
+    let mut large = tokio::net::TcpStream::connect(&address)
+        .await
+        .expect("it listens");
+    let header = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    // The answer may come before everything is sent, and then the rest cannot be.
+    let _ = large.write_all(header.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = large.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
+    assert_eq!(endpoint.get("/api/health").await.0, 200);
+}

@@ -60,6 +60,35 @@ async fn what_killed_the_pod_is_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_took_the_pod_away_is_explained() {
+    let (world, run) = world(Course::hangs()).await;
+    let agent = world.start(&[]);
+    let running = |api: &KubernetesApi| {
+        let pods = api.objects("pods");
+        pods.iter().any(|pod| pod["status"]["phase"] == "Running")
+    };
+    world.cluster(&agent, running).await;
+    let name = world.kubernetes.objects("pods")[0]["metadata"]["name"].clone();
+    let name = name.as_str().expect("a name");
+    // As the API server and the kubelet leave the pod of a node that is drained.
+    world.kubernetes.modify("pods", "flows", name, |pod| {
+        pod["status"]["phase"] = json!("Failed");
+        pod["status"]["conditions"] = json!([{
+            "type": "DisruptionTarget", "status": "True",
+            "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
+        }]);
+        pod["status"]["containerStatuses"][0]["state"] =
+            json!({"terminated": {"exitCode": 137, "reason": "Error"}});
+    });
+    let told = world.told(run, "ERROR").await;
+    assert!(
+        told[0].contains("\tReason: EvictionByEvictionAPI\n\tMessage: Eviction API: evicting\n")
+            && told[0].contains("its node is drained"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_cannot_be_pulled_fails_the_run_and_its_events_are_told_once() {
     let (world, run) = world(Course::image_pull_failure("manifest unknown")).await;
     let agent = world.start(&[]);
@@ -281,7 +310,12 @@ async fn a_storm_under_faults_and_cut_watches_ends_every_run_and_tells_each_once
     assert_eq!(world.kubernetes.creation_count(), RUNS);
     // What is still in the agent's hands is written before it ends.
     agent.signal(nix::sys::signal::Signal::SIGTERM);
-    agent.ended().await;
+    let (_, printed) = agent.ended().await;
+    // The words of kube for what the agent has words of its own for.
+    assert!(
+        !printed.contains("failed with status") && !printed.contains("failed with error"),
+        "{printed}"
+    );
     for run in runs {
         // The report of the pod, and of the Job alone where the pods' watch was away for long.
         let told = world.told(run, "ERROR").await;

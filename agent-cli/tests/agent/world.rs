@@ -168,6 +168,11 @@ impl Endpoint {
         Self(format!("http://127.0.0.1:{}", free_port()))
     }
 
+    /// Host and port.
+    pub(crate) fn address(&self) -> String {
+        self.0.trim_start_matches("http://").to_owned()
+    }
+
     /// Status and body of a page, once the endpoint answers.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let asked = async {

@@ -18,6 +18,8 @@ use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Phase, Result, Submission
 /// second claim only for 30 s after the first one and does not check versions, so an older
 /// reading could claim a run that somebody else has started since.
 const FRESH: Duration = Duration::from_secs(10);
+/// The same for a run that is claimed so long after its start time, when others may have had it.
+const LATE: Duration = Duration::from_secs(2);
 /// The longest single sleep before a start time: a clock that is set, or a machine that slept, is
 /// noticed after this time.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -39,14 +41,6 @@ pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, ticket: O
     async {
         let Some((place, _slot)) = start_time(&shared, &run, &held, ticket).await else {
             return;
-        };
-        let run = match reading(&shared, run).await {
-            Ok(Some(run)) => run,
-            Ok(None) => return tracing::debug!("The flow run is not ready any more"),
-            Err(error) => {
-                drop(place);
-                return leave(&shared, "Cannot read the flow run again", &error).await;
-            }
         };
         if let Err(error) = claim_and_submit(&shared, &run, &held, place).await {
             give_up(&shared, &run, error).await;
@@ -77,10 +71,6 @@ pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
             return;
         }
         held.enter(Stage::Claimed);
-        tracing::info!(
-            "Flow run {} was claimed but has no job; deploying it now",
-            run.id
-        );
         let place = shared.in_flight.enter_now(&run.id);
         if let Err(error) = submit(&shared, &run, place, None).await {
             give_up(&shared, &run, error).await;
@@ -118,19 +108,26 @@ async fn start_time<'a>(
     }
 }
 
-/// The run as it is, read again when the reading at hand is too old to claim it.
-async fn reading(shared: &Shared, run: FlowRun) -> Result<Option<FlowRun>> {
-    if run.read_at.elapsed() <= FRESH {
-        return Ok(Some(run));
+/// The run as it is, read again when the reading at hand is too old to claim it, or when its earlier
+/// job may be reporting just now: a claim would overwrite that report.
+async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option<FlowRun>> {
+    // Whoever comes late, because the process or its machine was halted, may not be the first.
+    let late = run.due.is_none_or(|due| {
+        let late = shared.source.now().duration_since(due);
+        Duration::try_from(late).unwrap_or_default() > LATE
+    });
+    let age = run.read_at.elapsed();
+    if !has_job && (age <= LATE || (age <= FRESH && !late)) {
+        return Ok(Some(run.clone()));
     }
-    let again = shared.source.reread(&run).await?;
+    let again = shared.source.reread(run).await?;
     // Rescheduled for later meanwhile: a later poll finds it in time.
     Ok(again.filter(|run| run.due.is_none_or(|due| due <= shared.source.now())))
 }
 
 async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Place) -> Result<()> {
-    let running = match shared.backend.jobs(run).await {
-        Ok(jobs) => jobs.into_iter().find(|job| !job.finished),
+    let jobs = match shared.backend.jobs(run).await {
+        Ok(jobs) => jobs,
         Err(error) if error.is_transient() => {
             drop(place);
             leave(shared, "Cannot tell whether the run has a job", &error).await;
@@ -138,6 +135,19 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
         }
         Err(error) => return Err(error),
     };
+    let run = &match reading(shared, run, !jobs.is_empty()).await {
+        Ok(Some(run)) => run,
+        Ok(None) => {
+            tracing::debug!("The flow run is not ready any more");
+            return Ok(());
+        }
+        Err(error) => {
+            drop(place);
+            leave(shared, "Cannot read the flow run again", &error).await;
+            return Ok(());
+        }
+    };
+    let running = jobs.into_iter().find(|job| !job.finished);
     tracing::info!("Deploying flow run {} to execution environment...", run.id);
     failpoint::reached("before-claim");
     let claimed = Instant::now();
@@ -230,6 +240,10 @@ async fn submit(
     failpoint::reached("after-create");
     place.made(&job);
     count_deployment(if created { "created" } else { "found" });
+    if created && claimed.is_none() {
+        tracing::info!("Flow run {} had been claimed, but had no job", run.id);
+        metrics::counter!("prefect_agent_recovered_total").increment(1);
+    }
     if created {
         let now = shared.source.now();
         let late = run.due.map_or_else(

@@ -12,12 +12,13 @@ use super::in_hand::Stage;
 use super::{Shared, deploy};
 use crate::{FlowRun, FlowRunId, LogEntry};
 
-/// Looks for such runs at the start, soon after it, because what died just before was too young
-/// then, and from time to time.
+/// Looks for such runs at the start, twice soon after it, because what died just before was too young
+/// then, and because this replica may lead only since, and from time to time.
 pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
     let options = &shared.options;
     let soon = options.recover_age + Duration::from_secs(1);
-    let mut pauses = [Duration::ZERO, soon.min(options.recover_every)].into_iter();
+    let soon = soon.min(options.recover_every);
+    let mut pauses = [Duration::ZERO, soon, soon].into_iter();
     // Runs whose log was looked into already.
     let mut seen = HashSet::new();
     loop {
@@ -35,6 +36,10 @@ async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowR
     let mut lines = Vec::new();
     for run in runs {
         lines.extend(recover(shared, run).await);
+    }
+    if !shared.health.status().leads {
+        // Several replicas may look at the same time: one of them tells.
+        return;
     }
     lines.retain(|line| seen.insert(line.flow_run_id.clone()));
     if lines.is_empty() {
@@ -59,15 +64,14 @@ async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowR
 async fn recover(shared: &Arc<Shared>, run: FlowRun) -> Option<LogEntry> {
     let held = shared.in_hand.take(&run.id, Stage::Claimed)?;
     match shared.backend.jobs(&run).await {
-        Ok(jobs) if jobs.is_empty() => {
-            metrics::counter!("prefect_agent_recovered_total").increment(1);
-            shared.deploy(deploy::resume(shared.clone(), run, held));
-            None
-        }
-        Ok(jobs) => {
-            let latest = jobs.iter().find(|job| !job.finished)?;
-            Some(deploy::submitted(shared, &run, &latest.name))
-        }
+        Ok(jobs) => match jobs.iter().find(|job| !job.finished) {
+            Some(job) => Some(deploy::submitted(shared, &run, &job.name)),
+            // Jobs of earlier attempts may be left; that of this one is not made twice.
+            None => {
+                shared.deploy(deploy::resume(shared.clone(), run, held));
+                None
+            }
+        },
         Err(error) => {
             tracing::warn!("Cannot tell whether flow run {} has a job: {error}", run.id);
             None

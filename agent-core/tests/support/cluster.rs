@@ -20,6 +20,7 @@ const LEASE: Duration = Duration::from_secs(12);
 #[derive(Clone)]
 struct MemoryJob {
     run: FlowRunId,
+    made: Instant,
     ends: Instant,
     fails: bool,
     notes: BTreeMap<String, Option<String>>,
@@ -31,6 +32,8 @@ pub struct Cluster {
     jobs: Mutex<BTreeMap<String, MemoryJob>>,
     pub made: Mutex<BTreeMap<String, usize>>,
     lease: Mutex<Option<(u64, Instant)>>,
+    /// After what time there is something to tell of each job that is still at work.
+    pub news: Mutex<Option<Duration>>,
 }
 
 /// The cluster as one replica sees it.
@@ -46,6 +49,7 @@ impl Cluster {
             jobs: Mutex::default(),
             made: Mutex::default(),
             lease: Mutex::default(),
+            news: Mutex::default(),
         })
     }
 
@@ -79,6 +83,12 @@ impl Cluster {
             };
             let told = |key: &str| job.notes.get(key) == Some(&None);
             let mut findings = Vec::new();
+            let news = *self.news.lock().expect("no panics");
+            if let Some(after) = news.filter(|_| state == JobState::Active) {
+                let mut finding = Finding::new("news", Vec::new());
+                finding.not_before = Some(job.made + after);
+                findings.push(finding);
+            }
             if state == JobState::Failed {
                 let entry = LogEntry {
                     flow_run_id: job.run.clone(),
@@ -142,6 +152,7 @@ impl JobBackend for Replica {
                 let number: u64 = run.id.as_str().parse().expect("a number");
                 let made = MemoryJob {
                     run: run.id.clone(),
+                    made: Instant::now(),
                     ends: Instant::now() + Duration::from_millis(number * 37 % 5_000),
                     fails: number.is_multiple_of(3),
                     notes: BTreeMap::new(),

@@ -76,6 +76,8 @@ pub struct Memory {
     pub faults: Mutex<Faults>,
     pub random: Mutex<fastrand::Rng>,
     pub lose_next_claims: AtomicUsize,
+    /// A run that is read again has ended just before.
+    pub ends_when_read_again: AtomicBool,
     pub order: Mutex<Vec<FlowRunId>>,
 }
 
@@ -89,6 +91,7 @@ impl Memory {
             faults: Mutex::default(),
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             lose_next_claims: AtomicUsize::new(0),
+            ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
         })
     }
@@ -181,8 +184,11 @@ impl FlowRunSource for Memory {
     }
 
     async fn reread(&self, run: &FlowRun) -> Result<Option<FlowRun>> {
-        let runs = self.runs();
-        let stored = &runs[&run.id];
+        let mut runs = self.runs();
+        let stored = runs.get_mut(&run.id).expect("known");
+        if self.ends_when_read_again.load(Ordering::SeqCst) {
+            stored.phase = Phase::Finished;
+        }
         Ok((stored.phase == Phase::Scheduled).then(|| self.flow_run(&run.id, stored)))
     }
 

@@ -244,8 +244,11 @@ fn failed_pod(job: &JobView, pod: &PodView) -> Finding {
     for container in &pod.containers {
         report(&mut lines, &container.name, &container.state);
     }
-    if let Some(reason) = &pod.reason {
-        let message = pod.message.as_deref().unwrap_or_default();
+    let own = pod.reason.as_deref();
+    let own = own.map(|reason| (reason, pod.message.as_deref().unwrap_or_default()));
+    let disruption = pod.disruption.as_ref();
+    let disruption = disruption.map(|(reason, message)| (reason.as_str(), message.as_str()));
+    if let Some((reason, message)) = own.or(disruption) {
         lines.push(format!("\tReason: {reason}"));
         lines.push(format!("\tMessage: {message}"));
         if let Some(meaning) = explained(reason) {
@@ -308,7 +311,13 @@ fn explained(reason: &str) -> Option<&'static str> {
         "OOMKilled" => "The container used more memory than its limit allows and was killed.",
         "Evicted" => "The node ran out of a resource and removed the pod.",
         "DeadlineExceeded" => "The Job took longer than its activeDeadlineSeconds.",
-        "NodeLost" | "NodeAffinity" => "The node is no longer there for the pod.",
+        "NodeLost" | "NodeAffinity" | "DeletionByPodGC" => {
+            "The node is no longer there for the pod."
+        }
+        "EvictionByEvictionAPI" => "Somebody evicted the pod, as when its node is drained.",
+        "PreemptionByScheduler" => "The pod made room for one of higher priority.",
+        "DeletionByTaintManager" => "The node got a taint that the pod does not tolerate.",
+        "TerminationByKubelet" => "The node ended the pod, as when it shuts down.",
         _ => return None,
     })
 }

@@ -83,6 +83,8 @@ pub(super) struct PodView {
     /// Why the pod as a whole failed, such as `Evicted`, and the message beside it.
     pub(super) reason: Option<String>,
     pub(super) message: Option<String>,
+    /// Why the cluster ended it, such as `EvictionByEvictionAPI`, and the message beside it.
+    pub(super) disruption: Option<(String, String)>,
     /// Why no node takes it.
     pub(super) unschedulable: Option<String>,
     pub(super) containers: Vec<ContainerView>,
@@ -124,13 +126,19 @@ impl PodView {
         let init = status.init_container_statuses.unwrap_or_default();
         let main = status.container_statuses.unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
-        let unschedulable = conditions.into_iter().find(|one| {
+        let unschedulable = conditions.iter().find(|one| {
             one.type_ == "PodScheduled"
                 && one.status == "False"
                 && one.reason.as_deref() == Some("Unschedulable")
         });
+        let mut disruptions = conditions
+            .iter()
+            .filter(|one| one.type_ == "DisruptionTarget");
+        let disruption = disruptions.find(|one| one.status == "True");
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
         Some(Self {
-            unschedulable: unschedulable.map(|one| one.message.unwrap_or_default()),
+            unschedulable: unschedulable.map(|one| text(&one.message)),
+            disruption: disruption.map(|one| (text(&one.reason), text(&one.message))),
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
             identifier: pod.labels().get(IDENTIFIER)?.clone(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use agent_core::{Result, Template, TemplateOrigin, TemplateStore};
 use agent_templates::{GcsTemplates, HttpTemplates, S3Templates, TemplateSettings};
+use agent_testkit::stores::Store;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -21,7 +22,7 @@ use google_cloud_storage::client::Storage;
 use reqwest::{Body, Client, Method};
 
 use crate::proxy::Proxy;
-use crate::python::Server;
+use crate::servers::stores;
 
 /// A name with what URLs are built from: spaces, letters of other scripts, a plus and a percent
 /// sign.
@@ -57,12 +58,12 @@ pub(crate) struct Bench {
 }
 
 /// Servers that all tests share; each test has a bucket of its own.
-static SHARED: OnceLock<Mutex<HashMap<&str, Server>>> = OnceLock::new();
+static SHARED: OnceLock<Mutex<HashMap<&str, Store>>> = OnceLock::new();
 
-fn shared(kind: &'static str, start: impl FnOnce() -> Server) -> SocketAddr {
+fn shared(kind: &'static str, start: impl FnOnce() -> Store) -> SocketAddr {
     let servers = SHARED.get_or_init(Mutex::default);
     let mut servers = servers.lock().expect("unpoisoned");
-    servers.entry(kind).or_insert_with(start).address
+    servers.entry(kind).or_insert_with(start).address()
 }
 
 /// Ends what the tests shared.
@@ -73,11 +74,11 @@ pub(crate) fn stop() {
 }
 
 pub(crate) fn shared_moto() -> SocketAddr {
-    shared("moto", || Server::moto(&[]))
+    shared("moto", || stores().moto(&[]).expect("moto"))
 }
 
 pub(crate) fn shared_gcs() -> SocketAddr {
-    shared("gcs", Server::gcs)
+    shared("gcs", || stores().gcs().expect("a server"))
 }
 
 /// Every load asks the place, and none waits long.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use agent_core::{Error, TemplateOrigin};
 use agent_templates::{LARGEST, TemplateSettings};
+use agent_testkit::stores::Store;
 
 use crate::bench::{Bench, JOB, Kind, impatient};
 use crate::proxy::{Fault, Seen};
-use crate::python::Server;
+use crate::servers::stores;
 
 tests![of each kind:
     reads_a_template,
@@ -172,18 +173,19 @@ async fn takes_overload_as_a_passing_failure(kind: Kind) {
 
 async fn serves_the_last_copy_when_the_server_is_killed(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut server = match kind {
-        Kind::Http => Server::web(directory.path()),
-        Kind::S3 => Server::moto(&[]),
-        Kind::Gcs => Server::gcs(),
+    let server = match kind {
+        Kind::Http => stores().web(directory.path()),
+        Kind::S3 => stores().moto(&[]),
+        Kind::Gcs => stores().gcs(),
     };
+    let mut server = server.expect("a server");
     let settings = TemplateSettings {
         stale_ok: Duration::from_secs(3600),
         ..impatient()
     };
     let bench = match kind {
         Kind::Http => web_of_files(directory.path(), &server, &settings).await,
-        _ => Bench::on(kind, server.address, &settings).await,
+        _ => Bench::on(kind, server.address(), &settings).await,
     };
     let first = bench.load().await.expect("there");
     server.kill();
@@ -198,12 +200,12 @@ async fn serves_the_last_copy_when_the_server_is_killed(kind: Kind) {
 /// The template in a file, and a web server that knows nothing of ETags.
 async fn web_of_files(
     directory: &std::path::Path,
-    server: &Server,
+    server: &Store,
     settings: &TemplateSettings,
 ) -> Bench {
     std::fs::write(directory.join("job.yaml"), JOB).expect("written");
     let mut bench = Bench::with(Kind::Http, settings).await;
-    bench.location = format!("http://{}/job.yaml", server.address);
+    bench.location = format!("http://{}/job.yaml", server.address());
     bench
 }
 

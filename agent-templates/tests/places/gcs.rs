@@ -10,7 +10,7 @@ use axum::response::IntoResponse;
 use crate::bench::{Bench, JOB, Kind, impatient, serve};
 use crate::child;
 use crate::proxy::{Fault, Proxy};
-use crate::python;
+use crate::servers::stores;
 
 tests![
     reads_from_an_emulator_as_anybody,
@@ -108,7 +108,8 @@ async fn takes_a_users_credentials_from_a_file() {
 
 async fn takes_a_service_account_from_a_file() {
     let (out, proxy) = way_out().await;
-    let key = python::private_key().replace('\n', "\\n");
+    let key = stores().private_key().expect("a key");
+    let key = key.replace('\n', "\\n");
     let file = file(&format!(
         r#"{{"type": "service_account", "client_email": "agent@example.test", "private_key_id": "1", "private_key": "{key}", "project_id": "p"}}"#
     ));

@@ -10,7 +10,7 @@ use axum::Router;
 use crate::bench::{JOB, impatient, serve};
 use crate::child;
 use crate::proxy::{Fault, Proxy};
-use crate::python::Server;
+use crate::servers::stores;
 
 tests![
     revalidates_by_the_date_of_a_file,
@@ -28,8 +28,8 @@ async fn revalidates_by_the_date_of_a_file() {
     let file = std::fs::File::options().append(true).open(&path);
     let aged = file.expect("opened").set_modified(hour_ago);
     aged.expect("aged");
-    let server = Server::web(directory.path());
-    let proxy = Proxy::before(server.address).await;
+    let server = stores().web(directory.path()).expect("a server");
+    let proxy = Proxy::before(server.address()).await;
     let store = HttpTemplates::new(&impatient());
     let location = format!("http://{}/job.yaml", proxy.address);
     let first = store.load(&location, Agent).await.expect("there");

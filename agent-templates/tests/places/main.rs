@@ -20,8 +20,8 @@ mod gcs;
 mod http;
 mod measure;
 mod proxy;
-mod python;
 mod s3;
+mod servers;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -69,8 +69,11 @@ fn trial<F: Future<Output = ()>>(
 ) -> Trial {
     Trial::ignorable_test(name, move || {
         let needed = match kind {
-            Kind::Gcs => python::gcs_binary().map(|_| ()),
-            Kind::Http | Kind::S3 => python::environment().map(|_| ()),
+            Kind::Gcs => servers::installed().and_then(|stores| {
+                let binary = stores.gcs_binary();
+                binary.map(drop).map_err(|error| error.to_string())
+            }),
+            Kind::Http | Kind::S3 => servers::installed().map(drop),
         };
         if let Err(why) = needed {
             return without(&why);

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use crate::bench::{Bench, JOB, Kind, impatient, serve};
 use crate::child;
 use crate::proxy::Fault;
-use crate::python::Server;
+use crate::servers::stores;
 
 tests![
     finds_credentials_in_the_environment,
@@ -246,9 +246,10 @@ async fn finds_a_bucket_in_another_region() {
 
 async fn names_who_is_denied() {
     // Making a bucket, a template, a user and its key is free; after that, policies count.
-    let moto = Server::moto(&[("INITIAL_NO_AUTH_ACTION_COUNT", "4")]);
-    let bench = Bench::on(Kind::S3, moto.address, &impatient()).await;
-    let endpoint = format!("http://{}", moto.address);
+    let moto = stores().moto(&[("INITIAL_NO_AUTH_ACTION_COUNT", "4")]);
+    let moto = moto.expect("a server");
+    let bench = Bench::on(Kind::S3, moto.address(), &impatient()).await;
+    let endpoint = format!("http://{}", moto.address());
     let ask = |body: &'static str| {
         let request = reqwest::Client::new().post(&endpoint);
         let request = request.header("content-type", "application/x-www-form-urlencoded");

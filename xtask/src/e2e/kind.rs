@@ -32,7 +32,7 @@ fn engine() -> Option<&'static str> {
 struct Kind<'a> {
     engine: &'a str,
     kubeconfig: &'a Path,
-    archive: &'a Path,
+    archives: [&'a Path; 2],
 }
 
 impl Kind<'_> {
@@ -42,10 +42,12 @@ impl Kind<'_> {
         command
     }
 
-    fn load(&self) -> Vec<String> {
-        let mut command = kind("load image-archive");
-        command.insert(3, self.archive.display().to_string());
-        command
+    fn load(&self) -> [Vec<String>; 2] {
+        self.archives.map(|archive| {
+            let mut command = kind("load image-archive");
+            command.insert(3, archive.display().to_string());
+            command
+        })
     }
 
     /// Prints the gateways of the network that kind's nodes are in: addresses of this machine.
@@ -57,6 +59,12 @@ impl Kind<'_> {
         let mut command = words(&format!("{} network inspect kind --format", self.engine));
         command.push(format.to_owned());
         command
+    }
+
+    /// All of them, in the order in which they are run.
+    fn commands(&self) -> [Vec<String>; 5] {
+        let [flow, own] = self.load();
+        [self.create(), flow, own, self.gateways(), self.delete()]
     }
 
     fn delete(&self) -> Vec<String> {
@@ -84,15 +92,15 @@ fn words(text: &str) -> Vec<String> {
 pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let kubeconfig = folder.path().join("kubeconfig");
-    let archive = folder.path().join("flow.tar");
+    let flow = folder.path().join("flow.tar");
+    let own = folder.path().join("agent.tar");
     let kind = Kind {
         engine: engine().unwrap_or("docker"),
         kubeconfig: &kubeconfig,
-        archive: &archive,
+        archives: [&flow, &own],
     };
-    let commands = [kind.create(), kind.load(), kind.gateways(), kind.delete()];
     if options.dry_run {
-        for command in commands {
+        for command in kind.commands() {
             println!("{}", shown(&command));
         }
         return Ok(());
@@ -102,7 +110,8 @@ pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
         "kind needs the program kind and a container engine that answers; try --cluster local"
     );
     let agent = crate::build_agent(crate::Profile::Debug)?;
-    crate::image::save(&Images::assemble()?.flow, &[images::FLOW], &archive)?;
+    crate::image::save(&Images::assemble()?.flow, &[images::FLOW], &flow)?;
+    crate::image::save(&crate::image::agent(&agent)?, &[crate::image::NAME], &own)?;
     let outcome = tokio::select! {
         outcome = test(options, &kind, agent, tests) => outcome,
         _ = tokio::signal::ctrl_c() => bail_interrupted(),
@@ -124,7 +133,9 @@ fn bail_interrupted() -> Result<()> {
 
 async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Test>) -> Result<()> {
     execute(&kind.create())?;
-    execute(&kind.load())?;
+    for command in kind.load() {
+        execute(&command)?;
+    }
     let host = match &options.host {
         Some(host) => host.clone(),
         None => gateway(&execute(&kind.gateways())?)
@@ -134,7 +145,10 @@ async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Tes
         client: client(kind.kubeconfig).await?,
         kubeconfig: kind.kubeconfig.to_owned(),
         host,
+        kubectl: vec!["kubectl".into()],
         flow_image: images::FLOW.to_owned(),
+        agent_image: crate::image::NAME.to_owned(),
+        stores: super::stores(&agent),
         logs: super::logs(&agent)?,
         agent,
         local: None,
@@ -181,13 +195,14 @@ mod tests {
         let kind = Kind {
             engine: "docker",
             kubeconfig: Path::new("/tmp/kubeconfig"),
-            archive: Path::new("/tmp/flow.tar"),
+            archives: [Path::new("/tmp/flow.tar"), Path::new("/tmp/agent.tar")],
         };
         assert_eq!(
-            [kind.create(), kind.load(), kind.gateways(), kind.delete()].map(|one| shown(&one)),
+            kind.commands().map(|one| shown(&one)),
             [
                 "kind create cluster --name prefect-agent-e2e --wait 180s --kubeconfig /tmp/kubeconfig",
                 "kind load image-archive /tmp/flow.tar --name prefect-agent-e2e",
+                "kind load image-archive /tmp/agent.tar --name prefect-agent-e2e",
                 "docker network inspect kind --format '{{range .IPAM.Config}}{{.Gateway}} {{end}}'",
                 "kind delete cluster --name prefect-agent-e2e --kubeconfig /tmp/kubeconfig",
             ]

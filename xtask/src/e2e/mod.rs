@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use agent_testkit::stores::Stores;
 use anyhow::{Context, Result, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -52,6 +53,9 @@ pub(crate) struct Options {
     /// The image of flows, where the nodes of the current context find it
     #[arg(long, value_name = "NAME:TAG")]
     flow_image: Option<String>,
+    /// The image of the agent, where the nodes of the current context find it
+    #[arg(long, value_name = "NAME:TAG")]
+    agent_image: Option<String>,
     /// What to do inside the namespaces of a local cluster
     #[arg(long, hide = true, value_name = "FILE")]
     inside: Option<PathBuf>,
@@ -77,6 +81,7 @@ struct Plan {
     kubernetes: PathBuf,
     images: Vec<PathBuf>,
     agent: PathBuf,
+    stores: PathBuf,
     filter: Option<String>,
     keep: bool,
 }
@@ -116,15 +121,21 @@ async fn outside(options: Options) -> Result<()> {
     let images = Images::assemble()?;
     let archive = |name: &str| sandbox.folder().join(name);
     let (pause, flow) = (archive("pause.tar"), archive("flow.tar"));
+    let own = archive("agent.tar");
     crate::image::save(&images.pause, &[images::PAUSE], &pause)?;
     crate::image::save(&images.flow, &[images::FLOW, images::DEFAULT], &flow)?;
+    crate::image::save(&crate::image::agent(&agent)?, &[crate::image::NAME], &own)?;
+    // There is no way out of the namespaces.
+    let stores = stores(&agent);
+    Stores::install(&stores)?;
     let plan = Plan {
         cluster: sandbox.cluster(),
         logs: logs.clone(),
         cgroup: sandbox.cgroup(),
         kubernetes,
-        images: vec![pause, flow],
+        images: vec![pause, flow, own],
         agent,
+        stores,
         filter: options.filter,
         keep: options.keep,
     };
@@ -139,6 +150,12 @@ async fn outside(options: Options) -> Result<()> {
         logs.display()
     );
     Ok(())
+}
+
+/// The folder for the servers of templates: that of the tests of templates, too.
+fn stores(agent: &Path) -> PathBuf {
+    let target = agent.ancestors().nth(2).unwrap_or(agent);
+    target.join("tmp/template-servers")
 }
 
 /// An empty folder for logs, beside the agent's binary.
@@ -169,12 +186,16 @@ async fn inside(plan: Plan) -> Result<()> {
         "Kubernetes {version} is up after {:.0} s",
         began.elapsed().as_secs_f64()
     );
+    let kubernetes = plan.kubernetes.clone();
     let target = Target {
         client,
         kubeconfig: kubeconfig.clone(),
         host: cluster.host().to_owned(),
+        kubectl: vec![plan.kubernetes.into(), "kubectl".into()],
         flow_image: images::FLOW.to_owned(),
+        agent_image: crate::image::NAME.to_owned(),
         agent: plan.agent,
+        stores: plan.stores,
         logs: plan.logs,
         local: Some(Mutex::new(cluster)),
     };
@@ -185,7 +206,7 @@ async fn inside(plan: Plan) -> Result<()> {
         println!(
             "The cluster stays up until Ctrl-C. To look around:\n  nsenter --all --target {} {} kubectl --kubeconfig {} get pods --all-namespaces",
             outer_pid()?,
-            plan.kubernetes.display(),
+            kubernetes.display(),
             kubeconfig.display(),
         );
         tokio::signal::ctrl_c().await?;
@@ -223,6 +244,9 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
     let flow_image = options.flow_image.clone().with_context(|| {
         format!("{missing} --flow-image; `cargo xtask e2e --cluster kind --dry-run` shows how kind gets it")
     })?;
+    let agent_image = options.agent_image.clone().with_context(|| {
+        format!("{missing} --agent-image, the name of what `cargo xtask image` makes")
+    })?;
     if !options.yes {
         ask(&format!(
             "Run {} tests in namespaces e2e-... of the context {context}?",
@@ -234,7 +258,10 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
         client: client(&kubeconfig).await?,
         kubeconfig,
         host,
+        kubectl: vec!["kubectl".into()],
         flow_image,
+        agent_image,
+        stores: stores(&agent),
         logs: logs(&agent)?,
         agent,
         local: None,

@@ -26,6 +26,12 @@ const OTHER_CA_ROOTS: [&str; 3] = [
 /// The user of distroless images, which is nobody else's.
 const USER: u32 = 65532;
 
+/// The name of the image: the one that `agent-cli install` writes when nobody names another.
+pub(crate) const NAME: &str = concat!(
+    "localhost/prefect-kubernetes-agent:",
+    env!("CARGO_PKG_VERSION")
+);
+
 /// The flags of the image.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -33,7 +39,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// The name of the image
-    #[arg(long, value_name = "NAME:TAG", default_value = concat!("localhost/prefect-kubernetes-agent:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, value_name = "NAME:TAG", default_value = NAME)]
     name: String,
     /// Where the archive is written to [default: agent-image.tar beside the binary]
     #[arg(long, short, value_name = "FILE")]

@@ -21,8 +21,11 @@ const REFUSED: Duration = Duration::from_secs(300);
 
 /// A point in time that far ahead, or as far as time goes.
 fn later(pause: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(pause).unwrap_or(now + REFUSED)
+    later_than(Instant::now(), pause)
+}
+
+fn later_than(start: Instant, pause: Duration) -> Instant {
+    start.checked_add(pause).unwrap_or(start + REFUSED)
 }
 
 /// The logger's name of what concerns jobs; that of the Python agent.
@@ -117,8 +120,13 @@ impl Supervisor {
     /// enough.
     fn ended_without(&self, job: &Job) -> Option<Finding> {
         let ended = job.run_ended.as_ref()?;
-        let grace = self.shared.options.cancel_grace;
-        if job.seen.state != JobState::Active || ended.since.elapsed() < grace {
+        if job.seen.state != JobState::Active {
+            return None;
+        }
+        let due = later_than(ended.since, self.shared.options.cancel_grace);
+        if due > Instant::now() {
+            // This look may be one that was asked for earlier, in place of the one for then.
+            self.table.look_again(&job.seen.job, due);
             return None;
         }
         let (name, run) = (&job.seen.job, &job.seen.flow_run_id);

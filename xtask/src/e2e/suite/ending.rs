@@ -91,6 +91,10 @@ pub(super) async fn an_evicted_pod_is_told_and_replaced(world: Arc<World>) -> Re
     })
     .await?;
     ensure!(second.name_any() != first, "it is the same pod");
+    let told = world
+        .told(run, "ERROR", &format!("Pod {first} failed."))
+        .await?;
+    ensure!(told.contains("\tReason: EvictionByEvictionAPI"), "{told}");
     ensure!(
         world.prefect.state(run).as_deref() == Some("Running"),
         "the run did not go on"

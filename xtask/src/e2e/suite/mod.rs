@@ -3,10 +3,14 @@
 mod deploying;
 mod ending;
 mod failing;
+mod inside;
+mod installing;
 mod outages;
 mod refused;
+mod templates;
 mod world;
 
+use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,12 +36,18 @@ pub(super) struct Target {
     pub(super) client: Client,
     /// The same for the agent.
     pub(super) kubeconfig: PathBuf,
+    /// `kubectl` and its first arguments.
+    pub(super) kubectl: Vec<OsString>,
     /// The address of this process as pods see it.
     pub(super) host: String,
     /// The image of flows as the cluster knows it.
     pub(super) flow_image: String,
+    /// The agent's image as the cluster knows it.
+    pub(super) agent_image: String,
     /// The agent's binary.
     pub(super) agent: PathBuf,
+    /// Where the servers of templates are installed.
+    pub(super) stores: PathBuf,
     /// Where each test's course is written to.
     pub(super) logs: PathBuf,
     /// The cluster itself, when its parts may be killed.
@@ -81,6 +91,16 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
         deploying::init_containers_and_sidecars_run_beside_a_flow,
         deploying::a_suspended_job_waits_until_it_is_resumed,
         deploying::a_killed_agents_successor_finishes_its_work_and_tells_nothing_twice,
+        inside::of_two_replicas_the_one_with_the_lease_supervises_until_it_is_killed,
+        inside::the_agent_inside_deploys_into_another_namespace_and_tells_of_failures,
+        inside::check_inside_the_agents_pod_finds_everything_in_order,
+        inside::check_names_what_the_agents_account_may_not_do,
+        inside::check_names_a_missing_namespace_service_account_and_api,
+        inside::the_agents_account_may_do_what_is_listed_and_nothing_else,
+        installing::what_install_prints_is_accepted_in_every_combination,
+        installing::what_uninstall_prints_deletes_what_install_has_made,
+        templates::a_template_in_s3_is_used,
+        templates::a_template_in_google_cloud_storage_is_used,
         failing::a_flow_that_exits_with_an_error_is_told_with_its_exit_code,
         failing::a_flow_that_is_killed_by_a_signal_is_told_so,
         failing::a_flow_that_takes_too_much_memory_is_told_so,
@@ -92,6 +112,8 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
         failing::a_pod_that_no_node_takes_fails_the_run_when_it_waits_too_long,
         refused::a_missing_service_account_fails_the_run_after_its_grace,
         refused::an_exhausted_quota_fails_the_run_after_its_grace,
+        refused::a_quota_on_jobs_holds_a_run_up_until_there_is_room,
+        refused::a_quota_on_jobs_that_stays_exhausted_fails_the_run_after_the_budget,
         refused::a_limit_range_that_refuses_the_pod_fails_the_run_after_its_grace,
         refused::a_policy_that_refuses_the_pod_fails_the_run_after_its_grace,
         refused::a_policy_that_refuses_the_job_fails_the_run_at_once,

@@ -24,7 +24,7 @@ pub(super) async fn an_api_server_that_is_killed_and_comes_back_costs_no_run(
     world.reaches(under_way, "Running").await?;
     cluster.kill_api_server().await?;
     let meanwhile = world.seed(Flow::that("true"));
-    agent.prints("The watch over Jobs broke off").await?;
+    agent.prints("The watch over jobs broke off").await?;
     cluster.start_api_server().await?;
     world.told(under_way, "ERROR", "Exit Code:: 4").await?;
     world.reaches(under_way, "Failed").await?;

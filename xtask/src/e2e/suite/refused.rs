@@ -6,9 +6,10 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{LimitRange, ResourceQuota};
-use kube::Resource;
 use kube::api::{Api, DeleteParams, PostParams};
+use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -51,16 +52,57 @@ pub(super) async fn a_missing_service_account_fails_the_run_after_its_grace(
 pub(super) async fn an_exhausted_quota_fails_the_run_after_its_grace(
     world: Arc<World>,
 ) -> Result<()> {
-    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}});
+    quota(&world, "pods", "0").await?;
+    no_pod(&world, Flow::that(""), "exceeded quota: few").await
+}
+
+/// Limits how many of something there may be, from now on.
+async fn quota(world: &World, what: &str, how_many: &str) -> Result<()> {
+    let quota = json!({"metadata": {"name": "few"}, "spec": {"hard": {what: how_many}}});
     world.create::<ResourceQuota>(quota).await?;
     let quotas: Api<ResourceQuota> = world.api();
     until("the quota's status", || async {
-        let quota = quotas.get("none").await?;
+        let quota = quotas.get("few").await?;
         let known = quota.status.and_then(|status| status.used);
         Ok(known.filter(|used| !used.is_empty()))
     })
-    .await?;
-    no_pod(&world, Flow::that(""), "exceeded quota: none").await
+    .await
+    .map(drop)
+}
+
+pub(super) async fn a_quota_on_jobs_holds_a_run_up_until_there_is_room(
+    world: Arc<World>,
+) -> Result<()> {
+    quota(&world, "count/jobs.batch", "1").await?;
+    let first = world.seed(Flow::that("sleep 3600"));
+    let mut agent = world.agent(&[])?;
+    world.reaches(first, "Running").await?;
+    let second = world.seed(Flow::that("true"));
+    agent.prints("exceeded quota: few").await?;
+    ensure!(
+        world.prefect.state(second).as_deref() == Some("Submitted"),
+        "the run is not held up"
+    );
+    let job = world.job(first).await?.name_any();
+    let jobs = world.api::<Job>();
+    jobs.delete(&job, &DeleteParams::background()).await?;
+    world.reaches(second, "Success").await?;
+    world.goes(second).await?;
+    agent.stop().await?;
+    let errors = world.messages(second, "ERROR");
+    ensure!(errors.is_empty(), "{errors:?}");
+    Ok(())
+}
+
+pub(super) async fn a_quota_on_jobs_that_stays_exhausted_fails_the_run_after_the_budget(
+    world: Arc<World>,
+) -> Result<()> {
+    quota(&world, "count/jobs.batch", "0").await?;
+    let run = world.seed(Flow::that(""));
+    let _agent = world.agent(&["--submit-retry-budget", "2s"])?;
+    let message = world.reaches(run, "Failed").await?.message().to_owned();
+    ensure!(message.contains("exceeded quota: few"), "{message}");
+    Ok(())
 }
 
 pub(super) async fn a_limit_range_that_refuses_the_pod_fails_the_run_after_its_grace(

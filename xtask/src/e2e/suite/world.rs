@@ -1,22 +1,23 @@
 //! What one test has to itself: a namespace, a Prefect API, and agents between them.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::Arc;
+use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_testkit::prefect::FlowRunSnapshot;
 use agent_testkit::{FlowRunSeed, PrefectApi};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod, ServiceAccount};
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
@@ -33,6 +34,7 @@ pub(super) struct World {
     pub(super) prefect: PrefectApi,
     dir: TempDir,
     agents: AtomicUsize,
+    others: Mutex<Vec<String>>,
 }
 
 impl World {
@@ -42,25 +44,32 @@ impl World {
         let address = format!("{}:0", target.host).parse();
         let address = address.with_context(|| format!("{} is no address", target.host))?;
         let prefect = PrefectApi::builder().address(address).start().await?;
-        let made: Namespace = serde_json::from_value(json!({
-            "metadata": {"name": namespace, "labels": {"prefect-agent-e2e": namespace}},
-        }))?;
-        let namespaces: Api<Namespace> = Api::all(target.client.clone());
-        namespaces.create(&PostParams::default(), &made).await?;
+        make_namespace(&target, &namespace, &namespace).await?;
         let world = Self {
             namespace,
             prefect,
             dir: tempfile::tempdir()?,
             agents: AtomicUsize::new(0),
+            others: Mutex::default(),
             target,
         };
-        // Pods are refused before their service account is there.
-        let accounts: Api<ServiceAccount> = world.api();
-        until("the default service account", || async {
-            Ok(accounts.get_opt("default").await?)
-        })
-        .await?;
         Ok(world)
+    }
+
+    /// Another namespace that goes with the test.
+    pub(super) async fn another_namespace(&self, name: &str) -> Result<String> {
+        let name = format!("{}-{name}", self.namespace);
+        make_namespace(&self.target, &name, &self.namespace).await?;
+        let mut others = self.others.lock().map_err(|_| anyhow!("a panic"))?;
+        others.push(name.clone());
+        Ok(name)
+    }
+
+    /// The test's namespaces.
+    fn namespaces(&self) -> Vec<String> {
+        let others = self.others.lock();
+        let others = others.map(|others| others.clone()).unwrap_or_default();
+        [&[self.namespace.clone()][..], &others].concat()
     }
 
     /// Objects in the test's namespace.
@@ -101,6 +110,11 @@ impl World {
 
     /// Starts an agent outside the cluster.
     pub(super) fn agent(&self, args: &[&str]) -> Result<Agent> {
+        self.agent_with(args, &[])
+    }
+
+    /// Starts an agent outside the cluster, with variables.
+    pub(super) fn agent_with(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Agent> {
         let number = self.agents.fetch_add(1, Ordering::Relaxed);
         let log = self.log(number);
         let file = std::fs::File::create(&log)?;
@@ -108,6 +122,7 @@ impl World {
             .command("start")
             .args(["--log-level", "debug"])
             .args(args)
+            .envs(env.iter().copied())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()?;
@@ -122,8 +137,15 @@ impl World {
         self.dir.path()
     }
 
-    /// A command of the agent's with nothing in its environment but the two APIs.
+    /// A command of the agent's for the namespace of the test.
     pub(super) fn command(&self, command: &str) -> Command {
+        let mut agent = self.program();
+        agent.arg(command).args(["--namespace", &self.namespace]);
+        agent
+    }
+
+    /// The agent's program with nothing in its environment but the two APIs.
+    pub(super) fn program(&self) -> Command {
         let mut agent = Command::new(&self.target.agent);
         agent
             .env_clear()
@@ -131,12 +153,43 @@ impl World {
             .env("KUBECONFIG", &self.target.kubeconfig)
             .env("PREFECT__BACKEND", "server")
             .env("PREFECT__CLOUD__API", self.prefect.url())
-            .arg(command)
-            .args(["--namespace", &self.namespace])
             .current_dir(self.path())
             .stdin(Stdio::null())
             .kill_on_drop(true);
         agent
+    }
+
+    /// What `install` or `uninstall` prints for an agent of the test's Prefect API.
+    pub(super) async fn objects(&self, command: &str, flags: &[&str]) -> Result<String> {
+        let printed = self
+            .program()
+            .args([command, "--backend", "server", "--api"])
+            .arg(self.prefect.url())
+            .args(flags)
+            .output()
+            .await?;
+        text(command, printed)
+    }
+
+    /// Runs `kubectl` with something on its input; what it printed.
+    pub(super) async fn kubectl(&self, args: &[&str], input: &str) -> Result<String> {
+        let (program, first) = self.target.kubectl.split_first().context("no kubectl")?;
+        let mut kubectl = Command::new(program)
+            .args(first)
+            .arg("--kubeconfig")
+            .arg(&self.target.kubeconfig)
+            .args(args)
+            .env("HOME", self.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        let mut stdin = kubectl.stdin.take().context("piped")?;
+        stdin.write_all(input.as_bytes()).await?;
+        drop(stdin);
+        text(&args.join(" "), kubectl.wait_with_output().await?)
     }
 
     /// Waits until a run is in a state; the run.
@@ -234,17 +287,38 @@ impl World {
                 text += &indented(&format!("{level} {message}"));
             }
         }
-        let jobs = self.api::<Job>().list(&ListParams::default()).await;
+        for namespace in self.namespaces() {
+            text += &self.describe_namespace(&namespace).await;
+        }
+        text
+    }
+
+    async fn describe_namespace(&self, namespace: &str) -> String {
+        let mut text = format!("  namespace {namespace}\n");
+        let client = || self.target.client.clone();
+        let jobs: Api<Job> = Api::namespaced(client(), namespace);
+        let jobs = jobs.list(&ListParams::default()).await;
         for job in jobs.into_iter().flatten() {
             let status = serde_json::to_string(&job.status).unwrap_or_default();
             text += &format!("  Job {}: {status}\n", job.name_any());
         }
-        let pods = self.api::<Pod>().list(&ListParams::default()).await;
-        for pod in pods.into_iter().flatten() {
+        let pods: Api<Pod> = Api::namespaced(client(), namespace);
+        for pod in pods
+            .list(&ListParams::default())
+            .await
+            .into_iter()
+            .flatten()
+        {
             let status = serde_json::to_string(&pod.status).unwrap_or_default();
             text += &format!("  pod {}: {status}\n", pod.name_any());
+            // Only agents have namespaces of their own.
+            if namespace != self.namespace {
+                let log = pods.logs(&pod.name_any(), &LogParams::default()).await;
+                text += &indented(&log.unwrap_or_else(|error| error.to_string()));
+            }
         }
-        let events = self.api::<Event>().list(&ListParams::default()).await;
+        let events: Api<Event> = Api::namespaced(client(), namespace);
+        let events = events.list(&ListParams::default()).await;
         for event in events.into_iter().flatten() {
             text += &format!(
                 "  event of {} {}: {} {}\n",
@@ -261,17 +335,51 @@ impl World {
     /// nothing of it.
     pub(super) async fn clean_up(&self) -> Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.target.client.clone());
-        let gone = DeleteParams::background();
-        namespaces.delete(&self.namespace, &gone).await?;
+        for name in self.namespaces() {
+            namespaces
+                .delete(&name, &DeleteParams::background())
+                .await?;
+        }
         if self.target.local.is_some() {
             return Ok(());
         }
-        until("the end of the test's namespace", || async {
-            let left = namespaces.get_opt(&self.namespace).await?;
-            Ok(left.is_none().then_some(()))
-        })
-        .await
+        for name in self.namespaces() {
+            until("the end of the test's namespaces", || async {
+                let left = namespaces.get_opt(&name).await?;
+                Ok(left.is_none().then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
     }
+}
+
+/// Makes a namespace, which is known as one of a test, and waits until pods can be in it.
+async fn make_namespace(target: &Target, name: &str, test: &str) -> Result<()> {
+    let made: Namespace = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"prefect-agent-e2e": test}},
+    }))?;
+    let namespaces: Api<Namespace> = Api::all(target.client.clone());
+    namespaces.create(&PostParams::default(), &made).await?;
+    // Pods are refused before their service account is there.
+    let accounts: Api<ServiceAccount> = Api::namespaced(target.client.clone(), name);
+    until("the default service account", || async {
+        Ok(accounts.get_opt("default").await?)
+    })
+    .await?;
+    Ok(())
+}
+
+/// What a program printed, if it succeeded.
+fn text(what: &str, output: Output) -> Result<String> {
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{what}: {}: {errors}{printed}",
+        output.status
+    );
+    Ok(printed)
 }
 
 fn of(run: Uuid) -> ListParams {
