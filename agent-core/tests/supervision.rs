@@ -92,10 +92,9 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
         let agent = Running::start(agent.cancel_grace(GRACE));
         until("a job", || !cluster.is_empty()).await;
         let began = source.clock.elapsed();
-        let mut runs = source.runs();
-        runs.values_mut()
-            .for_each(|run| run.phase = Phase::Finished);
-        drop(runs);
+        for run in source.runs().values_mut() {
+            run.phase = Phase::Finished;
+        }
         until("the end of the job", || cluster.is_empty()).await;
         let took = source.clock.elapsed() - began;
         assert!(took >= GRACE && took < GRACE * 3, "{pause} ms: {took:?}");
