@@ -71,7 +71,7 @@ async fn what_took_the_pod_away_is_explained() {
     let name = world.kubernetes.objects("pods")[0]["metadata"]["name"].clone();
     let name = name.as_str().expect("a name");
     // As the API server and the kubelet leave the pod of a node that is drained.
-    world.kubernetes.modify("pods", "flows", name, |pod| {
+    world.kubernetes.modify("pods", "default", name, |pod| {
         pod["status"]["phase"] = json!("Failed");
         pod["status"]["conditions"] = json!([{
             "type": "DisruptionTarget", "status": "True",
