@@ -120,7 +120,15 @@ impl FlowRunSource for PrefectApi {
     }
 
     async fn write_logs(&self, entries: &[LogEntry]) -> Result<()> {
-        Ok(self.write_run_logs(entries).await?)
+        self.write_run_logs(entries)
+            .await
+            .map_err(|error| match &error.cause {
+                // Too large, or not to the taste of something in front of the API.
+                Cause::Status {
+                    status: 400..500, ..
+                } => Error::permanent(error.to_string()),
+                _ => error.into(),
+            })
     }
 
     async fn logged(&self, entries: &[LogEntry]) -> Result<Vec<bool>> {

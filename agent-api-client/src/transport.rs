@@ -21,6 +21,8 @@ use crate::state::CORE_VERSION;
 
 /// The largest answer that is read. The API has no paging, so answers of many MB are normal.
 const LARGEST_ANSWER: usize = 64 << 20;
+/// The longest pause that the API can ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How much of an unexpected body an error shows.
 const SHOWN: usize = 200;
 /// Clocks that differ by less are taken as equal: the API tells its time in whole seconds.
@@ -414,10 +416,11 @@ fn other_status(status: StatusCode, body: &[u8]) -> Cause {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     if let Ok(seconds) = value.trim().parse() {
-        return Some(Duration::from_secs(seconds));
+        return Some(Duration::from_secs(seconds).min(LONGEST_PAUSE));
     }
     let at = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
-    Some(Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default())
+    let pause = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+    Some(pause.min(LONGEST_PAUSE))
 }
 
 fn interpret<F: DeserializeOwned>(body: &[u8]) -> Result<F, Cause> {
@@ -452,11 +455,17 @@ fn refusal(errors: &[Value]) -> Cause {
         Cause::Unauthorized(texts(errors))
     } else if first.and_then(Value::as_str) == Some("VERSION_LOCKING_ERROR") {
         Cause::VersionConflict
-    } else if all.contains("API_ERROR") {
+    } else if all.contains("API_ERROR") || is_inner_outage(&all) {
         Cause::Internal(texts(errors))
     } else {
         Cause::Refused(texts(errors))
     }
+}
+
+/// Whether the server's front could not reach a service behind it, as while that is restarted.
+fn is_inner_outage(errors: &str) -> bool {
+    (errors.contains("request to http") && errors.contains("failed, reason:"))
+        || errors.contains("invalid json response body at")
 }
 
 /// The messages of GraphQL errors.
@@ -549,6 +558,27 @@ mod tests {
             !error.contains("lines") && error.contains("PREFECT__CLOUD__API_KEY"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_outage_behind_the_servers_front_passes() {
+        for message in [
+            "request to http://graphql:4201/graphql/ failed, reason: connect ECONNREFUSED",
+            "invalid json response body at http://hasura:3000/v1alpha1/graphql",
+        ] {
+            let errors = [serde_json::json!({"message": message})];
+            assert!(refusal(&errors).is_transient(), "{message}");
+        }
+        let errors = [serde_json::json!({"message": "State update failed"})];
+        assert!(!refusal(&errors).is_transient());
+    }
+
+    #[test]
+    fn no_pause_is_longer_than_a_person_would_wait() {
+        let mut headers = HeaderMap::new();
+        let ages = HeaderValue::from_static("18446744073709551615");
+        headers.insert(header::RETRY_AFTER, ages);
+        assert_eq!(retry_after(&headers), Some(LONGEST_PAUSE));
     }
 
     proptest::proptest! {

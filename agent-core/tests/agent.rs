@@ -205,6 +205,20 @@ async fn a_backend_that_is_away_is_no_reason_to_poll_without_a_pause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_is_kept_queued_is_not_claimed_without_a_pause() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    source.keeps_queued.store(true, Ordering::SeqCst);
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    sleep(Duration::from_secs(60)).await;
+    let polls = source.polls.lock().expect("no panics").len();
+    assert!((5..60).contains(&polls), "{polls} polls in a minute");
+    source.keeps_queued.store(false, Ordering::SeqCst);
+    until("the deployment", || jobs.created().len() == 1).await;
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn never_deploys_more_than_the_limit_at_once() {
     let (source, jobs) = world();
     source.faults.lock().expect("no panics").latency_ms = 50;

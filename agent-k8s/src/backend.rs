@@ -259,7 +259,8 @@ impl JobBackend for KubernetesBackend {
             .iter()
             .map(|job| JobRef {
                 name: job.name_any(),
-                finished: is_finished(job),
+                // One that is being deleted will do nothing more for its run.
+                finished: is_finished(job) || job.metadata.deletion_timestamp.is_some(),
             })
             .collect())
     }

@@ -27,6 +27,8 @@ const LONGEST_NAP: Duration = Duration::from_secs(1);
 /// How long a run that is left queued stays in hand, and how long at the most if a side asks for
 /// more.
 const RESPITE: Duration = Duration::from_secs(2);
+/// The same for a run that a concurrency limit keeps in the queue.
+const QUEUED: Duration = Duration::from_secs(5);
 const LONGEST_RESPITE: Duration = Duration::from_secs(30);
 /// How soon after its claim a run is submitted without being looked at again.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -39,25 +41,31 @@ const REASON: Duration = Duration::from_secs(2);
 pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, ticket: Option<Ticket>) {
     let span = tracing::info_span!("deploy", flow_run_id = %run.id);
     async {
-        let Some((place, _slot)) = start_time(&shared, &run, &held, ticket).await else {
+        let Some((place, slot)) = start_time(&shared, &run, &held, ticket).await else {
             return;
         };
-        if let Err(error) = claim_and_submit(&shared, &run, &held, place).await {
-            give_up(&shared, &run, error).await;
+        let done = claim_and_submit(&shared, &run, &held, place).await;
+        drop(slot);
+        match done {
+            Ok(None) => {}
+            Ok(Some(respite)) => {
+                // In hand for a moment, so that no poll finds it again at once.
+                held.enter(Stage::Waiting);
+                let pause = tokio::time::sleep(respite.min(LONGEST_RESPITE));
+                let _ = shared.stopping.run_until_cancelled(pause).await;
+            }
+            Err(error) => give_up(&shared, &run, error).await,
         }
     }
     .instrument(span)
     .await;
 }
 
-/// Leaves a run queued after a passing failure: keeps it in hand for a moment, so that no poll finds
-/// it again at once.
-async fn leave(shared: &Shared, why: &str, error: &Error) {
+/// Leaves a run queued after a passing failure; for how long it is left alone.
+fn leave(shared: &Shared, why: &str, error: &Error) -> Duration {
     tracing::warn!("{why}, leaving it queued: {error}");
     shared.slots.complain();
-    let pause = error.retry_after().unwrap_or_default().max(RESPITE);
-    let pause = tokio::time::sleep(pause.min(LONGEST_RESPITE));
-    let _ = shared.stopping.run_until_cancelled(pause).await;
+    error.retry_after().unwrap_or_default().max(RESPITE)
 }
 
 /// Deploys a run that was claimed by a process which did not get further.
@@ -125,13 +133,18 @@ async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option
     Ok(again.filter(|run| run.due.is_none_or(|due| due <= shared.source.now())))
 }
 
-async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Place) -> Result<()> {
+/// Claims a run and submits it; for how long it is left alone when it stays in the queue.
+async fn claim_and_submit(
+    shared: &Shared,
+    run: &FlowRun,
+    held: &Held,
+    place: Place,
+) -> Result<Option<Duration>> {
     let jobs = match shared.backend.jobs(run).await {
         Ok(jobs) => jobs,
         Err(error) if error.is_transient() => {
-            drop(place);
-            leave(shared, "Cannot tell whether the run has a job", &error).await;
-            return Ok(());
+            let why = "Cannot tell whether the run has a job";
+            return Ok(Some(leave(shared, why, &error)));
         }
         Err(error) => return Err(error),
     };
@@ -139,12 +152,11 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
         Ok(Some(run)) => run,
         Ok(None) => {
             tracing::debug!("The flow run is not ready any more");
-            return Ok(());
+            return Ok(Some(RESPITE));
         }
         Err(error) => {
-            drop(place);
-            leave(shared, "Cannot read the flow run again", &error).await;
-            return Ok(());
+            let why = "Cannot read the flow run again";
+            return Ok(Some(leave(shared, why, &error)));
         }
     };
     let running = jobs.into_iter().find(|job| !job.finished);
@@ -157,16 +169,14 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
         Ok(Claim::Claimed) => held.enter(Stage::Claimed),
         Ok(Claim::Lost(reason)) => {
             tracing::debug!("Not deploying the flow run: {reason}");
-            return Ok(());
+            return Ok(Some(RESPITE));
         }
         Ok(Claim::StillQueued(reason)) => {
             tracing::info!("Flow run {} stays in the queue: {reason}", run.id);
-            return Ok(());
+            return Ok(Some(QUEUED));
         }
         Err(error) if error.is_transient() => {
-            drop(place);
-            leave(shared, "Cannot claim the flow run", &error).await;
-            return Ok(());
+            return Ok(Some(leave(shared, "Cannot claim the flow run", &error)));
         }
         Err(error) => return Err(error),
     }
@@ -177,9 +187,10 @@ async fn claim_and_submit(shared: &Shared, run: &FlowRun, held: &Held, place: Pl
             job.name
         );
         count_deployment("adopted");
-        return Ok(());
+        return Ok(None);
     }
-    submit(shared, run, place, Some(claimed)).await
+    submit(shared, run, place, Some(claimed)).await?;
+    Ok(None)
 }
 
 /// Submits a claimed run. An outage of the backend is waited out: the slot stays taken, so that

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::health::{AgentHealth, AgentStatus};
 use self::in_flight::InFlight;
@@ -140,7 +140,7 @@ impl Agent {
         let backend = shared.backend.clone();
         let supervision = {
             let (shared, ended) = (shared.clone(), ended.clone());
-            tokio::spawn(async move { ended.run_until_cancelled(supervise::run(shared)).await })
+            tokio::spawn(async move { ended.run_until_cancelled(supervised(shared)).await })
         };
         let work = async {
             tokio::select! {
@@ -159,6 +159,19 @@ impl Agent {
         drop(shared);
         log_writer.finish(FINISH).await;
         Ok(())
+    }
+}
+
+/// Supervises until the agent stops; a fault in it ends nothing silently, and it begins again.
+async fn supervised(shared: Arc<Shared>) {
+    loop {
+        let task = tokio::spawn(supervise::run(shared.clone()));
+        match AbortOnDropHandle::new(task).await {
+            Ok(()) => return,
+            Err(error) => tracing::error!("The supervision of jobs has failed: {error}"),
+        }
+        shared.health.leads(false);
+        sleep(Duration::from_secs(1)).await;
     }
 }
 

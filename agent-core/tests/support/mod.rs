@@ -76,6 +76,8 @@ pub struct Memory {
     pub faults: Mutex<Faults>,
     pub random: Mutex<fastrand::Rng>,
     pub lose_next_claims: AtomicUsize,
+    /// The source keeps every run in its queue.
+    pub keeps_queued: AtomicBool,
     /// A run that is read again has ended just before.
     pub ends_when_read_again: AtomicBool,
     pub order: Mutex<Vec<FlowRunId>>,
@@ -91,6 +93,7 @@ impl Memory {
             faults: Mutex::default(),
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             lose_next_claims: AtomicUsize::new(0),
+            keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
         })
@@ -197,6 +200,9 @@ impl FlowRunSource for Memory {
         if before {
             return Err(broken());
         }
+        if self.keeps_queued.load(Ordering::SeqCst) {
+            return Ok(Claim::StillQueued("a limit is reached".to_owned()));
+        }
         if self
             .lose_next_claims
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
@@ -257,6 +263,16 @@ impl FlowRunSource for Memory {
                 .any(|log| log.message.starts_with(&entry.message))
         };
         Ok(entries.iter().map(there).collect())
+    }
+
+    async fn ended_since(&self, _since: Timestamp) -> Result<HashMap<FlowRunId, State>> {
+        let runs = self.runs();
+        let ended = runs.iter().filter(|(_, run)| run.phase == Phase::Finished);
+        let state = |run: &Stored| State {
+            name: format!("{:?}", run.phase),
+            phase: run.phase,
+        };
+        Ok(ended.map(|(id, run)| (id.clone(), state(run))).collect())
     }
 
     async fn states(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>> {

@@ -7,7 +7,7 @@ mod view;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use agent_core::{JobState, Observation, Sighting};
+use agent_core::{Finding, JobState, Observation, Sighting};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
 use kube::api::Api;
@@ -83,7 +83,7 @@ pub(crate) fn sightings(
         let view = JobView::of(job, &labels);
         if view.is_none() && unlabelled.insert(job.name_any()) {
             tracing::warn!(
-                "Cannot manage Job {}: it has no label {}",
+                "Cannot manage Job {}: it has no flow run id in the label {}",
                 job.name_any(),
                 FLOW_RUN_ID
             );
@@ -223,6 +223,15 @@ impl Index {
     }
 
     fn remove_job(&mut self, name: &str) -> Option<Observation> {
+        // A Job that has failed may go before that was told: it is told of now, or never.
+        let mut findings = Vec::new();
+        if self.jobs.get(name)?.failed.is_some() {
+            findings = self.findings(name);
+            findings.retain(|finding| !finding.told);
+            for finding in &mut findings {
+                finding.not_before = None;
+            }
+        }
         let job = self.jobs.remove(name)?;
         self.since.remove(name);
         if let Some(entry) = self.by_identifier.get_mut(&job.identifier) {
@@ -232,9 +241,11 @@ impl Index {
             }
         }
         // What the agent deletes itself has ended, or has been told of.
-        let lost = !job.is_finished() && !job.ending;
+        if !job.is_finished() && !job.ending {
+            findings.push(diagnose::gone(&job));
+        }
         Some(Observation {
-            findings: lost.then(|| diagnose::gone(&job)).into_iter().collect(),
+            findings,
             job: job.name,
             flow_run_id: job.run,
             state: JobState::Gone,
@@ -357,7 +368,28 @@ impl Index {
 
     /// A Job with everything that is known of it; `None` while it is being deleted.
     fn observe(&mut self, name: &str) -> Option<Observation> {
-        let job = self.jobs.get(name).filter(|job| !job.deleting)?;
+        self.jobs.get(name).filter(|job| !job.deleting)?;
+        let findings = self.findings(name);
+        let job = self.jobs.get(name)?;
+        Some(Observation {
+            job: job.name.clone(),
+            flow_run_id: job.run.clone(),
+            own: job.own,
+            ended_at: job.ended_at,
+            state: match (job.complete, &job.failed) {
+                (true, _) => JobState::Succeeded,
+                (false, Some(_)) => JobState::Failed,
+                (false, None) => JobState::Active,
+            },
+            findings,
+        })
+    }
+
+    /// What there is to tell of a Job.
+    fn findings(&mut self, name: &str) -> Vec<Finding> {
+        let Some(job) = self.jobs.get(name) else {
+            return Vec::new();
+        };
         let names = self.by_identifier.get(&job.identifier);
         let pods: Vec<&PodView> = names
             .into_iter()
@@ -380,18 +412,7 @@ impl Index {
         if !since.is_empty() {
             self.since.insert(name.to_owned(), since);
         }
-        Some(Observation {
-            job: job.name.clone(),
-            flow_run_id: job.run.clone(),
-            own: job.own,
-            ended_at: job.ended_at,
-            state: match (job.complete, &job.failed) {
-                (true, _) => JobState::Succeeded,
-                (false, Some(_)) => JobState::Failed,
-                (false, None) => JobState::Active,
-            },
-            findings,
-        })
+        findings
     }
 }
 
@@ -400,4 +421,58 @@ fn missing<V>(known: &HashMap<String, V>, listed: Option<HashSet<String>>) -> Ve
     let listed = listed.unwrap_or_default();
     let names = known.keys().filter(|name| !listed.contains(*name));
     names.cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(failed: Option<&str>, told: &[&str]) -> JobView {
+        JobView {
+            name: "job".to_owned(),
+            identifier: "1".to_owned(),
+            run: "run".into(),
+            told: told.iter().map(|key| (*key).to_owned()).collect(),
+            ending: !told.is_empty(),
+            own: true,
+            complete: false,
+            failed: failed.map(str::to_owned),
+            deleting: failed.is_some(),
+            ended_at: None,
+        }
+    }
+
+    /// What is seen of a Job that goes when it was as given.
+    fn going(last: JobView) -> Observation {
+        let mut index = Index::default();
+        for seen in [
+            Seen::Job(Change::Listing),
+            Seen::Job(Change::Is(last)),
+            Seen::Job(Change::Listed),
+            Seen::Pod(Change::Listing),
+            Seen::Pod(Change::Listed),
+        ] {
+            index.take_in(seen);
+        }
+        let mut seen = index.apply(Seen::Job(Change::IsNot("job".to_owned())));
+        assert_eq!(seen.len(), 1);
+        seen.remove(0)
+    }
+
+    #[test]
+    fn a_failed_job_that_goes_before_it_was_told_of_fails_its_run_at_once() {
+        let seen = going(job(Some("BackoffLimitExceeded: too often"), &[]));
+        assert_eq!(seen.state, JobState::Gone);
+        let failure = seen.findings.iter().find_map(|one| one.failure.as_ref());
+        assert!(failure.expect("one").contains("BackoffLimitExceeded"));
+        assert!(seen.findings.iter().all(|one| one.not_before.is_none()));
+    }
+
+    #[test]
+    fn a_job_that_goes_after_it_was_told_of_is_no_news() {
+        let seen = going(job(Some("BackoffLimitExceeded: too often"), &["job"]));
+        assert_eq!(seen.findings, []);
+        assert_eq!(going(job(None, &["w1"])).findings, []);
+        assert_eq!(going(job(None, &[])).findings.len(), 1);
+    }
 }

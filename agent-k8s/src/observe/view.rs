@@ -43,7 +43,7 @@ impl JobView {
         Some(Self {
             name: job.name_any(),
             identifier: label(IDENTIFIER)?,
-            run: label(FLOW_RUN_ID)?.into(),
+            run: label(FLOW_RUN_ID).filter(|id| is_uuid(id))?.into(),
             ending: notes.0.keys().any(|key| super::diagnose::ends(key)),
             told: notes.told(),
             own: agents_labels(job) == Some(labels),
@@ -63,6 +63,13 @@ impl JobView {
     pub(super) fn is_finished(&self) -> bool {
         self.complete || self.failed.is_some()
     }
+}
+
+/// Whether the id of a flow run can be one: the API refuses a whole question for one that cannot.
+fn is_uuid(id: &str) -> bool {
+    let groups: Vec<&str> = id.split('-').collect();
+    let hex = |group: &&str| group.bytes().all(|byte| byte.is_ascii_hexdigit());
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]) && groups.iter().all(hex)
 }
 
 /// The labels of the agent that made a Job, as it told the flow.
@@ -207,5 +214,23 @@ impl EventView {
             message: event.message.clone().unwrap_or_default(),
             at,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_uuid_can_be_the_id_of_a_flow_run() {
+        assert!(is_uuid("8069d81f-27b0-4584-bbb5-524adbba6df1"));
+        for other in [
+            "",
+            "test",
+            "8069d81f-27b0-4584-bbb5-524adbba6dfx",
+            "a-b-c-d-e",
+        ] {
+            assert!(!is_uuid(other), "{other}");
+        }
     }
 }

@@ -55,6 +55,10 @@ impl Supervisor {
         }
         let seen = job.seen.clone();
         let (mut due, mut delete) = self.due(&seen, &job.own);
+        if seen.state == JobState::Gone && job.own.deleted {
+            // That it is gone is our own doing.
+            due.clear();
+        }
         let ended_without = self.ended_without(job);
         if let Some(finding) = &ended_without {
             due.push(finding);
@@ -78,7 +82,7 @@ impl Supervisor {
         };
         if ended_without.is_some() && !state.is_finished() {
             // It was started again meanwhile.
-            job.run_ended = None;
+            job.run_restarted = true;
             due.retain(|finding| finding.key != ENDED_WITHOUT);
             delete = false;
         }
@@ -150,6 +154,10 @@ impl Supervisor {
         };
         if state.is_finished() {
             return Ok(true);
+        }
+        if state.phase == Phase::Scheduled || self.table.has_another(seen) {
+            // It was started again, and this job is not that attempt's.
+            return Ok(false);
         }
         let run = &seen.flow_run_id;
         tracing::info!("Failing flow run {run}, Job {}: {message}", seen.job);

@@ -65,6 +65,8 @@ pub(super) struct Job {
     pub(super) seen: Arc<Observation>,
     pub(super) own: Own,
     pub(super) run_ended: Option<RunEnded>,
+    /// The run that had ended was started again.
+    pub(super) run_restarted: bool,
 }
 
 #[derive(Default)]
@@ -184,6 +186,7 @@ impl Table {
             seen: tracked.latest.clone(),
             own: std::mem::take(&mut tracked.own),
             run_ended: tracked.run_ended.clone(),
+            run_restarted: false,
         })
     }
 
@@ -196,7 +199,7 @@ impl Table {
         let again = tracked.turn == Turn::BusyAgain;
         tracked.turn = Turn::Idle;
         tracked.own = job.own;
-        if job.run_ended.is_none() {
+        if job.run_restarted {
             tracked.run_ended = None;
         }
         if again {
@@ -205,6 +208,16 @@ impl Table {
             inner.jobs.remove(name);
             count(Some(JobState::Gone), None);
         }
+    }
+
+    /// Whether the run of this job has another one that is at work.
+    pub(super) fn has_another(&self, seen: &Observation) -> bool {
+        self.lock().jobs.values().any(|other| {
+            let other = &other.latest;
+            other.flow_run_id == seen.flow_run_id
+                && other.job != seen.job
+                && other.state == JobState::Active
+        })
     }
 
     /// Everything there is has to be looked at. What the last term had begun is nobody's now.
