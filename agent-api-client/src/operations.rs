@@ -173,7 +173,8 @@ pub(crate) struct ClaimedFlowRun {
 }
 
 /// Runs that an agent claimed before a time and whose process has not reported: they are
-/// Submitted, or they are Running and task runs of theirs are, which were to be retried.
+/// Submitted, or they are Running and task runs of theirs are, which were to be retried. The latest
+/// come first: what a process that died has left behind is among them.
 #[derive(cynic::QueryFragment)]
 #[cynic(graphql_type = "query_root", variables = "ClaimedRows")]
 pub(crate) struct ClaimedFlowRuns {
@@ -187,7 +188,7 @@ pub(crate) struct ClaimedFlowRuns {
                 task_runs: { state: { _eq: "Submitted" }, state_timestamp: { _lte: $before } }
             }
         ]
-    }, limit: 500)]
+    }, order_by: [{ state_timestamp: desc }], limit: 500)]
     pub(crate) flow_run: Vec<ClaimedFlowRun>,
 }
 
