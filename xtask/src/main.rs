@@ -7,10 +7,11 @@ mod e2e;
 mod image;
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 
 /// Chores of the project.
 #[derive(Parser)]
@@ -68,9 +69,31 @@ async fn main() -> ExitCode {
     }
 }
 
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Builds an integration test, with the features that `cargo test --workspace` builds it with; the
+/// path of the binary.
+fn build_test(test: &str) -> Result<PathBuf> {
+    let output = cargo()
+        .args(["test", "--quiet", "--no-run", "--message-format=json"])
+        .args(["--workspace", "--test", test])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "the test {test} does not build");
+    let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+    messages
+        .filter_map(Result::ok)
+        .filter(|message| message["target"]["name"] == test)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("cargo did not say where the test {test} is"))
+}
+
 /// Builds `agent-cli`; the path of the binary.
 fn build_agent(profile: Profile) -> Result<PathBuf> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     cargo.args(["build", "--quiet", "--package", "agent-cli"]);
     if profile == Profile::Release {
         cargo.arg("--release");

@@ -12,6 +12,9 @@ use serde_json::Value;
 use super::kinds::Kind;
 use super::refused::{Outcome, Refused};
 
+/// The place in the real server's source that its refusals name.
+const SCHEME: &str = "pkg/runtime/scheme.go:111";
+
 /// Reads `value` as an object of `kind`: members the type does not have are dropped, values of the
 /// wrong type refused. With `strict`, unknown members are refused as well.
 pub(crate) fn decode(kind: &Kind, mut value: Value, strict: bool) -> Outcome<Value> {
@@ -50,7 +53,22 @@ pub(crate) fn decode(kind: &Kind, mut value: Value, strict: bool) -> Outcome<Val
             )));
         }
     }
-    Ok(decoded)
+    Ok(without_empty(decoded))
+}
+
+/// Drops members of the metadata that say nothing.
+fn without_empty(mut value: Value) -> Value {
+    let places = ["/metadata", "/spec/template/metadata"];
+    for place in places {
+        if let Some(Value::Object(metadata)) = value.pointer_mut(place) {
+            metadata.retain(|_, member| match member {
+                Value::Object(members) => !members.is_empty(),
+                Value::Array(members) => !members.is_empty(),
+                _ => true,
+            });
+        }
+    }
+    value
 }
 
 fn check_type(kind: &Kind, value: &Value) -> Outcome<()> {
@@ -70,8 +88,9 @@ fn check_type(kind: &Kind, value: &Value) -> Outcome<()> {
     }
     match value["kind"].as_str() {
         Some(given) if given != kind.kind => Err(Refused::bad_request(format!(
-            "the kind in the data ({given}) does not match the expected kind ({})",
-            kind.kind
+            "{given} in version {:?} cannot be handled as a {}: no kind {given:?} is registered \
+             for version {expected:?} in scheme {SCHEME:?}",
+            kind.version, kind.kind
         ))),
         _ => Ok(()),
     }
@@ -100,6 +119,7 @@ impl Mismatch {
             Some("spec") if kind == "Job" => "JobSpec",
             _ => kind,
         };
+        let spec = format!("v1.{kind}Spec");
         let found = match &self.problem {
             problem if problem.contains("invalid type: string") => "string",
             problem if problem.contains("invalid type: boolean") => "bool",
@@ -113,6 +133,7 @@ impl Mismatch {
             Some(other) if other.starts_with('i') && other.len() < 4 => "int32",
             Some(other) if other.contains("sequence") => "[]",
             Some(other) if other.contains("map") => "map[string]string",
+            _ if segments == ["spec"] => &spec,
             _ => holder,
         };
         format!(

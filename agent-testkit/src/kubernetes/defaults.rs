@@ -8,16 +8,8 @@ use super::object::{child, default, text};
 pub(crate) fn job(value: &mut Value) {
     let uid = text(value, "/metadata/uid").to_owned();
     let name = text(value, "/metadata/name").to_owned();
-    let template_labels = value["spec"]["template"]["metadata"]["labels"].clone();
-    let metadata = child(value, "metadata");
-    default(metadata, "generation", json!(1));
-    let unlabelled = match metadata.get("labels") {
-        Some(Value::Object(labels)) => labels.is_empty(),
-        _ => true,
-    };
-    if unlabelled && template_labels.is_object() {
-        metadata.insert("labels".into(), template_labels);
-    }
+    default(child(value, "metadata"), "generation", json!(1));
+    job_labels(value);
     let spec = child(value, "spec");
     let counted = [spec.get("completions"), spec.get("parallelism")];
     if counted.iter().all(|count| count.is_none_or(Value::is_null)) {
@@ -27,6 +19,7 @@ pub(crate) fn job(value: &mut Value) {
         ("parallelism", json!(1)),
         ("backoffLimit", json!(6)),
         ("completionMode", json!("NonIndexed")),
+        ("manualSelector", json!(false)),
         ("suspend", json!(false)),
         ("podReplacementPolicy", json!("TerminatingOrFailed")),
     ] {
@@ -49,6 +42,15 @@ pub(crate) fn job(value: &mut Value) {
     }
     pod_spec(child(&mut value["spec"]["template"], "spec"));
     value["status"] = json!({});
+}
+
+/// Gives a Job without labels those of its pods. The real server does so twice: when it reads the
+/// Job, and when it has stored it with the labels that it gives to the pods.
+pub(crate) fn job_labels(value: &mut Value) {
+    let labels = value["spec"]["template"]["metadata"]["labels"].clone();
+    if labels.is_object() {
+        default(child(value, "metadata"), "labels", labels);
+    }
 }
 
 /// Fills in the fields of a pod.
@@ -116,6 +118,7 @@ mod tests {
             "metadata": {"labels": {"a": "b"}},
             "spec": {"containers": [{"name": "c", "image": "host:5000/x"}]}}}});
         job(&mut value);
+        job_labels(&mut value);
         assert_eq!(value["metadata"]["labels"], json!({"a": "b"}));
         assert_eq!(value["spec"]["backoffLimit"], 6);
         assert_eq!(value["spec"]["completions"], 1);

@@ -215,17 +215,19 @@ fn objects(
             if target.namespace.is_none() && KINDS[kind].namespaced {
                 return Err(Refused::method_not_allowed());
             }
+            only_json(parts)?;
             let created = cluster.create(kind, target.namespace.as_deref(), parse(body)?, mode)?;
             Ok(one(cluster, kind, StatusCode::CREATED, &created, as_table))
         }
         "update" => {
+            only_json(parts)?;
             let replaced = cluster.replace(kind, &key, parse(body)?, mode)?;
             Ok(one(cluster, kind, StatusCode::OK, &replaced, as_table))
         }
         "patch" => {
             let content_type = content_type(&parts.headers);
             if !content_type.contains("patch") {
-                return Err(Refused::unsupported_media_type(content_type));
+                return Err(Refused::unsupported_patch());
             }
             let patched = cluster.patch(kind, &key, content_type, &parse(body)?, mode)?;
             Ok(one(cluster, kind, StatusCode::OK, &patched, as_table))
@@ -251,6 +253,14 @@ fn objects(
     }
 }
 
+/// Refuses bodies of other kinds.
+fn only_json(parts: &Parts) -> Outcome<()> {
+    match content_type(&parts.headers) {
+        "application/json" => Ok(()),
+        other => Err(Refused::unsupported_media_type(other)),
+    }
+}
+
 const ORPHANED: &str = "299 - \"child pods are preserved by default when jobs are deleted; set \
     propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning\"";
 
@@ -261,11 +271,20 @@ fn list(
     as_table: bool,
 ) -> Outcome<Response> {
     let kind = &KINDS[target.kind];
-    let selector = parameters.selector()?;
-    let limit = match parameters.number("limit") {
+    let selector = parameters.selector(&KINDS[target.kind])?;
+    let limit = match parameters.number("limit")? {
         None | Some(0) => usize::MAX,
         Some(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
     };
+    let exact = parameters.resource_version();
+    let exact =
+        exact.map_err(|why| Refused::bad_request(format!("invalid resource version: {why}")))?;
+    if !parameters.text("resourceVersionMatch").is_empty()
+        && parameters.text("resourceVersion").is_empty()
+    {
+        let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+        return Err(Refused::forbidden_option("resourceVersionMatch", why));
+    }
     let token = parameters.text("continue");
     let after = (!token.is_empty())
         .then(|| Continue::parse(token))
@@ -279,7 +298,7 @@ fn list(
         None => store.version(),
     };
     if parameters.text("resourceVersionMatch") == "Exact"
-        && let Some(exact) = parameters.resource_version()?
+        && let Some(exact) = exact
         && exact < store.oldest(target.kind)
     {
         return Err(Refused::expired(
@@ -343,8 +362,9 @@ impl Continue {
             let version = parts.next()?.parse().ok()?;
             Some((version, parts.next()?, parts.next()?))
         })();
-        let (version, namespace, name) =
-            parsed.ok_or_else(|| Refused::bad_request("continue key is not valid"))?;
+        let (version, namespace, name) = parsed.ok_or_else(|| {
+            Refused::bad_request("invalid continue token: continue key is not valid")
+        })?;
         Ok(Self {
             version,
             key: Key::new(namespace, name),
@@ -393,7 +413,7 @@ fn delete_all(
     parameters: &Parameters,
     dry_run: bool,
 ) -> Outcome<Response> {
-    let selector = parameters.selector()?;
+    let selector = parameters.selector(&KINDS[target.kind])?;
     let options = delete_options(body, parameters)?;
     let namespace = target.namespace.as_deref();
     let page = cluster
@@ -424,7 +444,7 @@ fn pod_log(cluster: &Cluster, key: &Key, parameters: &Parameters) -> Outcome<Res
                 .and_then(|node| node.log(key))
                 .unwrap_or_default();
             let log = match parameters
-                .number("tailLines")
+                .number("tailLines")?
                 .and_then(|n| usize::try_from(n).ok())
             {
                 Some(count) => last_lines(&log, count),

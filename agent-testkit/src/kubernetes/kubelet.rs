@@ -300,8 +300,22 @@ fn conditions(ready: bool, why: Option<&str>, now: &str) -> Value {
         }
         condition
     };
+    let ended = why.is_some_and(|why| why.starts_with("Pod"));
+    let sandbox = match ended {
+        true => one(
+            "PodReadyToStartContainers",
+            "False",
+            Some("PodSandboxNotReady"),
+        ),
+        false => one("PodReadyToStartContainers", "True", None),
+    };
     json!([
-        one("Initialized", "True", None),
+        sandbox,
+        one(
+            "Initialized",
+            "True",
+            why.filter(|why| *why == "PodCompleted")
+        ),
         one("Ready", status, why),
         one("ContainersReady", status, why),
         one("PodScheduled", "True", None),

@@ -78,6 +78,9 @@ impl Cluster {
             _ => {}
         }
         validate(kind, &value)?;
+        if kind_id == JOBS {
+            defaults::job_labels(&mut value);
+        }
         let key = Key::of(&value);
         let mut store = self.store();
         if let Some(namespace) = namespace
@@ -146,13 +149,13 @@ impl Cluster {
             let mut value = old.clone();
             match content_type {
                 "application/json-patch+json" => {
-                    patch::json_patch(&mut value, body).map_err(|why| Refused {
+                    // The real server keeps the reason to itself.
+                    patch::json_patch(&mut value, body).map_err(|_| Refused {
                         code: 422,
                         reason: "Invalid",
-                        message: format!(
-                            "the server rejected our request due to an error in our request: {why}"
-                        ),
-                        details: None,
+                        message: "the server rejected our request due to an error in our request"
+                            .to_owned(),
+                        details: Some(json!({})),
                     })?;
                 }
                 _ => patch::merge(&mut value, body),
@@ -351,7 +354,7 @@ fn propagation(kind: KindId, options: &Value) -> Outcome<Propagation> {
             let cause = Cause::unsupported(
                 "propagationPolicy",
                 other,
-                &["Foreground", "Background", "Orphan"],
+                &["Foreground", "Background", "Orphan", "nil"],
             );
             Err(Refused::invalid(
                 "DeleteOptions",
@@ -366,17 +369,18 @@ fn propagation(kind: KindId, options: &Value) -> Outcome<Propagation> {
 fn check_preconditions(kind: KindId, key: &Key, old: &Stored, options: &Value) -> Outcome<()> {
     let uid = text(&old.value, "/metadata/uid");
     let version = old.version.to_string();
-    for (name, label, have) in [
-        ("uid", "UID", uid),
-        ("resourceVersion", "ResourceVersion", &version),
+    for (name, label, have, meaning) in [
+        ("uid", "UID", uid, "deleted and then recreated"),
+        ("resourceVersion", "ResourceVersion", &version, "modified"),
     ] {
         if let Some(wanted) = options["preconditions"][name].as_str()
             && wanted != have
         {
             let why = format!(
-                "Precondition failed: {label} in precondition: {wanted}, {label} in object meta: {have}"
+                "the {label} in the precondition ({wanted}) does not match the {label} in record \
+                 ({have}). The object might have been {meaning}"
             );
-            return Err(Refused::conflict(&KINDS[kind], &key.name, &why));
+            return Err(Refused::precondition(&KINDS[kind], &key.name, &why));
         }
     }
     Ok(())

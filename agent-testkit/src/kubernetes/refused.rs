@@ -59,6 +59,14 @@ impl Cause {
         }
     }
 
+    pub(crate) fn not_found(field: impl Into<String>, value: &str) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueNotFound",
+            message: format!("Not found: {value:?}"),
+        }
+    }
+
     pub(crate) fn duplicate(field: impl Into<String>, value: &str) -> Self {
         Self {
             field: field.into(),
@@ -78,7 +86,10 @@ impl Cause {
 
 impl Refused {
     fn about(code: u16, reason: &'static str, message: String, kind: &Kind, name: &str) -> Self {
-        let mut details = json!({"name": name, "kind": kind.plural});
+        let mut details = json!({"kind": kind.plural});
+        if !name.is_empty() {
+            details["name"] = json!(name);
+        }
         if !kind.group.is_empty() {
             details["group"] = json!(kind.group);
         }
@@ -128,13 +139,32 @@ impl Refused {
         Self::about(409, "Conflict", message, kind, name)
     }
 
+    /// A deletion was meant for another object; unlike elsewhere, the kind is named.
+    pub(crate) fn precondition(kind: &Kind, name: &str, why: &str) -> Self {
+        let mut refused = Self::conflict(kind, name, why);
+        let resource = kind.resource();
+        let named = resource.replacen(kind.plural, kind.kind, 1);
+        refused.message = refused.message.replacen(&resource, &named, 1);
+        if let Some(details) = &mut refused.details {
+            details["kind"] = json!(kind.kind);
+        }
+        refused
+    }
+
     pub(crate) fn modified(kind: &Kind, name: &str) -> Self {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(kind, name, why)
     }
 
     pub(crate) fn invalid(kind: &str, group: &str, name: &str, causes: &[Cause]) -> Self {
-        let lines: Vec<String> = causes
+        // What is wrong in the same way at one place is told once.
+        let mut once: Vec<&Cause> = Vec::new();
+        for cause in causes {
+            if !once.contains(&cause) {
+                once.push(cause);
+            }
+        }
+        let lines: Vec<String> = once
             .iter()
             .map(|cause| format!("{}: {}", cause.field, cause.message))
             .collect();
@@ -146,7 +176,7 @@ impl Refused {
             "" => kind.to_owned(),
             group => format!("{kind}.{group}"),
         };
-        let causes: Vec<Value> = causes
+        let causes: Vec<Value> = once
             .iter()
             .map(|cause| json!({"reason": cause.reason, "message": cause.message, "field": cause.field}))
             .collect();
@@ -155,8 +185,13 @@ impl Refused {
             "Invalid",
             format!("{qualified} {name:?} is invalid: {all}"),
         );
-        refused.details =
-            Some(json!({"name": name, "group": group, "kind": kind, "causes": causes}));
+        let mut details = json!({"kind": kind, "causes": causes});
+        for (member, text) in [("name", name), ("group", group)] {
+            if !text.is_empty() {
+                details[member] = json!(text);
+            }
+        }
+        refused.details = Some(details);
         refused
     }
 
@@ -205,12 +240,34 @@ impl Refused {
         Self::plain(415, "UnsupportedMediaType", message)
     }
 
+    /// A patch of no known kind.
+    pub(crate) fn unsupported_patch() -> Self {
+        let message = "415: Unsupported Media Type";
+        let mut refused = Self::plain(415, "UnsupportedMediaType", message);
+        refused.details = Some(json!({}));
+        refused
+    }
+
+    /// Parameters of a list or watch that do not go together.
+    pub(crate) fn forbidden_option(name: &str, why: &str) -> Self {
+        let cause = Cause::forbidden(name, why);
+        Self::invalid("ListOptions", "meta.k8s.io", "", &[cause])
+    }
+
+    /// Something that the real server did not expect of a client.
+    pub(crate) fn unexpected(message: impl Into<String>) -> Self {
+        Self::plain(500, "", message)
+    }
+
     /// The object that is sent.
     pub(crate) fn status(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
         }

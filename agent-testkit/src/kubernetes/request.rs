@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::extract::Query;
 use http::{HeaderMap, Method, Uri, header};
 
-use super::kinds::{self, KINDS, KindId};
+use super::kinds::{self, KINDS, Kind, KindId};
 use super::object::Key;
 use super::refused::{Cause, Outcome, Refused};
 use super::selector::Selector;
@@ -130,13 +130,20 @@ impl Parameters {
         matches!(self.text(name), "true" | "1" | "True")
     }
 
-    pub(crate) fn number(&self, name: &str) -> Option<u64> {
-        self.text(name).parse().ok()
+    pub(crate) fn number(&self, name: &str) -> Outcome<Option<u64>> {
+        match self.text(name) {
+            "" => Ok(None),
+            given => given.parse().map(Some).map_err(|_| {
+                Refused::bad_request(format!(
+                    "strconv.ParseInt: parsing {given:?}: invalid syntax"
+                ))
+            }),
+        }
     }
 
-    pub(crate) fn selector(&self) -> Outcome<Selector> {
-        Selector::parse(self.text("labelSelector"), self.text("fieldSelector"))
-            .map_err(Refused::bad_request)
+    pub(crate) fn selector(&self, kind: &Kind) -> Outcome<Selector> {
+        let (labels, fields) = (self.text("labelSelector"), self.text("fieldSelector"));
+        Selector::parse(labels, fields, kind.kind).map_err(Refused::bad_request)
     }
 
     /// Whether nothing is to take effect.
@@ -156,14 +163,16 @@ impl Parameters {
         self.text("fieldValidation") == "Strict"
     }
 
-    /// A resource version to begin from; none or zero is any.
-    pub(crate) fn resource_version(&self) -> Outcome<Option<u64>> {
+    /// A resource version to begin from; none or zero is any. What is wrong with it otherwise.
+    pub(crate) fn resource_version(&self) -> Result<Option<u64>, String> {
         match self.text("resourceVersion") {
             "" | "0" => Ok(None),
-            given => given
-                .parse()
-                .map(Some)
-                .map_err(|_| Refused::bad_request(format!("invalid resource version: {given:?}"))),
+            given => given.parse().map(Some).map_err(|_| {
+                format!(
+                    "resourceVersion: Invalid value: {given:?}: strconv.ParseUint: parsing \
+                     {given:?}: invalid syntax"
+                )
+            }),
         }
     }
 }

@@ -23,16 +23,17 @@ pub(crate) struct Selector {
 }
 
 impl Selector {
-    pub(crate) fn parse(labels: &str, fields: &str) -> Result<Self, String> {
+    /// Reads the selectors of a request for objects of a kind; what is wrong with them otherwise.
+    pub(crate) fn parse(labels: &str, fields: &str, kind: &str) -> Result<Self, String> {
         let labels = split(labels)
             .map(label_requirement)
             .collect::<Result<_, _>>();
         let fields = split(fields)
-            .map(field_requirement)
+            .map(|part| field_requirement(part, kind))
             .collect::<Result<_, _>>();
         Ok(Self {
             labels: labels
-                .map_err(|part| format!("unable to parse requirement: found '{part}'"))?,
+                .map_err(|found| format!("unable to parse requirement: found {found}"))?,
             fields: fields?,
         })
     }
@@ -119,7 +120,7 @@ fn pair(part: &str) -> Option<Requirement> {
 
 fn label_requirement(part: &str) -> Result<Requirement, String> {
     if let Some(inner) = part.strip_suffix(')') {
-        let (head, list) = inner.split_once('(').ok_or(part)?;
+        let (head, list) = inner.split_once('(').ok_or_else(|| quoted(part))?;
         let values = list
             .split(',')
             .map(|value| value.trim().to_owned())
@@ -128,18 +129,24 @@ fn label_requirement(part: &str) -> Result<Requirement, String> {
         return match (head.strip_suffix(" notin"), head.strip_suffix(" in")) {
             (Some(key), _) => Ok(Requirement::NotIn(key.trim().to_owned(), values)),
             (None, Some(key)) => Ok(Requirement::In(key.trim().to_owned(), values)),
-            (None, None) => Err(part.to_owned()),
+            (None, None) => Err(quoted(part)),
         };
     }
-    if let Some(requirement) = pair(part) {
-        return Ok(requirement);
+    match pair(part) {
+        Some(Requirement::Equals(_, value) | Requirement::Differs(_, value))
+            if value.starts_with('=') =>
+        {
+            return Err("'=', expected: identifier".to_owned());
+        }
+        Some(requirement) => return Ok(requirement),
+        None => {}
     }
     let (absent, key) = match part.strip_prefix('!') {
         Some(key) => (true, key.trim()),
         None => (false, part),
     };
     if key.is_empty() || key.contains(char::is_whitespace) {
-        return Err(part.to_owned());
+        return Err(quoted(part));
     }
     Ok(match absent {
         true => Requirement::Absent(key.to_owned()),
@@ -147,14 +154,27 @@ fn label_requirement(part: &str) -> Result<Requirement, String> {
     })
 }
 
-fn field_requirement(part: &str) -> Result<Requirement, String> {
+fn quoted(part: &str) -> String {
+    format!("'{part}'")
+}
+
+fn field_requirement(part: &str, kind: &str) -> Result<Requirement, String> {
     let requirement = pair(part)
         .ok_or_else(|| format!("invalid selector: '{part}'; can't understand '{part}'"))?;
     match &requirement {
         Requirement::Equals(key, _) | Requirement::Differs(key, _)
             if !object::FIELDS.contains(&key.as_str()) =>
         {
-            Err(format!("field label not supported: {key}"))
+            Err(match kind {
+                "Job" => format!("field label {key:?} not supported for Job"),
+                "Pod" | "Event" | "Namespace" | "Secret" => {
+                    format!("field label not supported: {key}")
+                }
+                _ => format!(
+                    "{key:?} is not a known field selector: only \"metadata.name\", \
+                     \"metadata.namespace\""
+                ),
+            })
         }
         _ => Ok(requirement),
     }
@@ -171,7 +191,9 @@ mod tests {
             "metadata": {"name": "a", "labels": {"app": "x", "tier": "db"}},
             "status": {"phase": "Running"},
         });
-        Selector::parse(labels, fields).unwrap().matches(&pod)
+        Selector::parse(labels, fields, "Pod")
+            .unwrap()
+            .matches(&pod)
     }
 
     #[test]
@@ -183,13 +205,13 @@ mod tests {
         assert!(!fits("app in (y,z)", ""));
         assert!(!fits("gone", ""));
         assert!(!fits("!app", ""));
-        assert!(Selector::parse("a b", "").is_err());
+        assert!(Selector::parse("a b", "", "Pod").is_err());
     }
 
     #[test]
     fn fields_are_selected_by_equality_and_unknown_ones_refused() {
         assert!(fits("", "metadata.name=a,status.phase!=Failed"));
         assert!(!fits("", "status.phase=Pending"));
-        assert!(Selector::parse("", "spec.colour=red").is_err());
+        assert!(Selector::parse("", "spec.colour=red", "Pod").is_err());
     }
 }

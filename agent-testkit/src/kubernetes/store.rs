@@ -369,7 +369,7 @@ mod tests {
         store.put(PODS, pod("b", "y"));
         store.put(PODS, pod("a", "y"));
         let with = |store: &Store, labels| {
-            let selector = Selector::parse(labels, "").unwrap();
+            let selector = Selector::parse(labels, "", "Pod").unwrap();
             names(&store.list(PODS, Some("n"), &selector, 10, None)).join(" ")
         };
         assert_eq!(with(&store, "app=x"), "");

@@ -32,6 +32,7 @@ pub(crate) fn validate(kind: &Kind, value: &Value) -> Outcome<()> {
     match kind.kind {
         "Job" => job(value, &mut causes),
         "Pod" => pod_spec(value, "/spec", "spec", &mut causes),
+        "Lease" => lease(value, &mut causes),
         _ => {}
     }
     match causes.is_empty() {
@@ -50,14 +51,26 @@ pub(crate) fn validate_update(kind: &Kind, old: &Value, new: &Value) -> Outcome<
     if kind.kind != "Job" {
         return Ok(());
     }
-    let immutable = ["selector", "completions", "completionMode", "template"];
+    let immutable = [
+        "selector",
+        "completions",
+        "completionMode",
+        "template/metadata",
+        "template/spec",
+    ];
     let causes: Vec<Cause> = immutable
         .iter()
-        .filter(|name| old["spec"][**name] != new["spec"][**name])
-        .map(|name| Cause {
-            field: format!("spec.{name}"),
-            reason: "FieldValueInvalid",
-            message: format!("Invalid value: {}: field is immutable", new["spec"][*name]),
+        .filter_map(|path| {
+            let pointer = format!("/spec/{path}");
+            let (old, new) = (old.pointer(&pointer), new.pointer(&pointer));
+            (old != new).then(|| Cause {
+                field: format!("spec.{}", path.replace('/', ".")),
+                reason: "FieldValueInvalid",
+                message: format!(
+                    "Invalid value: {}: field is immutable",
+                    new.unwrap_or(&Value::Null)
+                ),
+            })
         })
         .collect();
     match causes.is_empty() {
@@ -130,8 +143,29 @@ fn job(value: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
+fn lease(value: &Value, causes: &mut Vec<Cause>) {
+    for (name, least, bound) in [
+        ("leaseDurationSeconds", 1, "greater than 0"),
+        ("leaseTransitions", 0, "greater than or equal to 0"),
+    ] {
+        if let Some(number) = value["spec"][name]
+            .as_i64()
+            .filter(|number| *number < least)
+        {
+            causes.push(Cause {
+                field: format!("spec.{name}"),
+                reason: "FieldValueInvalid",
+                message: format!("Invalid value: {number}: must be {bound}"),
+            });
+        }
+    }
+}
+
 fn pod_spec(value: &Value, pointer: &str, field: &str, causes: &mut Vec<Cause>) {
     let before = causes.len();
+    let volumes: BTreeSet<&str> = items(value, &format!("{pointer}/volumes"))
+        .filter_map(|volume| volume["name"].as_str())
+        .collect();
     let mut names = BTreeSet::new();
     let mut count = 0;
     for (list, required) in [("containers", true), ("initContainers", false)] {
@@ -139,6 +173,13 @@ fn pod_spec(value: &Value, pointer: &str, field: &str, causes: &mut Vec<Cause>) 
             count += usize::from(required);
             let field = format!("{field}.{list}[{n}]");
             container(one, &field, causes);
+            for (n, mount) in items(one, "/volumeMounts").enumerate() {
+                let name = text(mount, "/name");
+                if !volumes.contains(name) {
+                    let field = format!("{field}.volumeMounts[{n}].name");
+                    causes.push(Cause::not_found(field, name));
+                }
+            }
             let name = one["name"].as_str().unwrap_or_default();
             if !name.is_empty() && !names.insert(name) {
                 causes.push(Cause::duplicate(format!("{field}.name"), name));

@@ -14,8 +14,8 @@ use tokio::time::{Instant, Interval};
 
 use super::cluster::{Cluster, WatchOrder};
 use super::kinds::{KINDS, KindId};
-use super::object::{Stored, text};
-use super::refused::{Cause, Outcome, Refused};
+use super::object::{Object, Stored, text};
+use super::refused::{Outcome, Refused};
 use super::request::{Parameters, Target};
 use super::selector::Selector;
 use super::store::{Change, Happened};
@@ -54,17 +54,21 @@ pub(crate) fn respond(
     as_table: bool,
     fault: Option<&Fault>,
 ) -> Outcome<Response> {
-    let selector = parameters.selector()?;
-    let from = parameters.resource_version()?;
+    let selector = parameters.selector(&KINDS[target.kind])?;
+    let from = parameters.resource_version();
+    let from = from.map_err(Refused::unexpected)?;
     let initial_events = parameters.flag("sendInitialEvents");
     if initial_events && !cluster.options.watch_list {
         let why =
             "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-        let cause = Cause::forbidden("sendInitialEvents", why);
-        return Err(Refused::invalid("ListOptions", "meta.k8s.io", "", &[cause]));
+        return Err(Refused::forbidden_option("sendInitialEvents", why));
+    }
+    if initial_events && parameters.text("resourceVersionMatch") != "NotOlderThan" {
+        let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        return Err(Refused::forbidden_option("resourceVersionMatch", why));
     }
     let seconds = parameters
-        .number("timeoutSeconds")
+        .number("timeoutSeconds")?
         .unwrap_or(1800 + fastrand::u64(..1800));
     let bookmarks = parameters.flag("allowWatchBookmarks").then(|| {
         let every = cluster.options.bookmark_every;
@@ -226,7 +230,15 @@ impl Watch {
             (true, false) => "DELETED",
             (false, false) => return,
         };
-        self.line(chunk, kind, &change.object);
+        match &change.before {
+            // What is no longer selected is shown as it was when it still was.
+            Some(before) if kind == "DELETED" && change.happened != Happened::Deleted => {
+                let mut last = before.value.clone();
+                last["metadata"]["resourceVersion"] = json!(change.version.to_string());
+                self.line(chunk, kind, &Object::new(last, change.version));
+            }
+            _ => self.line(chunk, kind, &change.object),
+        }
         if let Some(left) = &mut self.left {
             *left -= 1;
         }

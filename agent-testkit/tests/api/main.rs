@@ -1,5 +1,6 @@
 //! The servers, as their clients see them.
 
+mod contract;
 mod courses;
 mod kube_rs;
 mod kubectl;

@@ -151,6 +151,7 @@ async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Tes
         stores: super::stores(&agent),
         logs: super::logs(&agent)?,
         agent,
+        contract: None,
         local: None,
     };
     suite::run(Arc::new(target), tests).await

@@ -82,6 +82,7 @@ struct Plan {
     images: Vec<PathBuf>,
     agent: PathBuf,
     stores: PathBuf,
+    contract: PathBuf,
     filter: Option<String>,
     keep: bool,
 }
@@ -136,6 +137,7 @@ async fn outside(options: Options) -> Result<()> {
         images: vec![pause, flow, own],
         agent,
         stores,
+        contract: crate::build_test("api")?,
         filter: options.filter,
         keep: options.keep,
     };
@@ -196,6 +198,7 @@ async fn inside(plan: Plan) -> Result<()> {
         agent_image: crate::image::NAME.to_owned(),
         agent: plan.agent,
         stores: plan.stores,
+        contract: Some(plan.contract),
         logs: plan.logs,
         local: Some(Mutex::new(cluster)),
     };
@@ -264,6 +267,7 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
         stores: stores(&agent),
         logs: logs(&agent)?,
         agent,
+        contract: None,
         local: None,
     };
     suite::run(Arc::new(target), tests).await
