@@ -13,6 +13,9 @@ use crate::error::classify;
 
 /// The most that is taken of one container.
 const BYTES: usize = 16 << 10;
+/// The largest answer. The API server cuts off what is beyond, which is the end and matters most, so
+/// this is far more than the lines of anybody who does not mean to fill a memory.
+const ANSWER: i64 = 256 << 10;
 /// How long the API server is not asked again after it has refused.
 const REFUSED: Duration = Duration::from_secs(600);
 
@@ -51,8 +54,7 @@ impl Output {
         let parameters = LogParams {
             container: Some(container.to_owned()),
             tail_lines: Some(self.lines.into()),
-            // The limit cuts at the end, which is what matters most: it only bounds the answer.
-            limit_bytes: Some(BYTES as i64 * 16),
+            limit_bytes: Some(ANSWER),
             ..LogParams::default()
         };
         match pods.logs(pod, &parameters).await {

@@ -6,7 +6,18 @@ use agent_testkit::{Course, FlowRunSeed};
 use nix::sys::signal::Signal;
 
 use crate::supervising::retried;
-use crate::world::World;
+use crate::world::{Agent, Endpoint, World};
+
+/// Two replicas that both work, of which the first one supervises.
+async fn two(world: &World) -> [(Agent, Endpoint); 2] {
+    let (first, endpoint) = world.start_with_endpoint(&[]);
+    endpoint.is(&first, supervises).await;
+    let (second, standby) = world.start_with_endpoint(&[]);
+    standby
+        .is(&second, |health| health.get("reason").is_none())
+        .await;
+    [(first, endpoint), (second, standby)]
+}
 
 fn supervises(health: &serde_json::Value) -> bool {
     health["supervises"] == true
@@ -15,12 +26,7 @@ fn supervises(health: &serde_json::Value) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_replica_supervises_and_another_takes_over_when_it_dies() {
     let world = World::with_course(Course::hangs()).await;
-    let (first, endpoint) = world.start_with_endpoint(&[]);
-    endpoint.is(&first, supervises).await;
-    let (second, standby) = world.start_with_endpoint(&[]);
-    standby
-        .is(&second, |health| health.get("reason").is_none())
-        .await;
+    let [(first, _), (second, standby)] = two(&world).await;
     let run = world.prefect.seed(FlowRunSeed::new());
     world.cluster(&second, |api| api.count("pods") == 1).await;
     standby.is(&second, |health| health["in_flight"] == 1).await;
@@ -41,12 +47,7 @@ async fn one_replica_supervises_and_another_takes_over_when_it_dies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_stops_lets_the_other_supervise_at_once() {
     let world = World::new().await;
-    let (first, endpoint) = world.start_with_endpoint(&[]);
-    endpoint.is(&first, supervises).await;
-    let (second, standby) = world.start_with_endpoint(&[]);
-    standby
-        .is(&second, |health| health.get("reason").is_none())
-        .await;
+    let [(first, _), (second, standby)] = two(&world).await;
     first.signal(Signal::SIGTERM);
     assert_eq!(first.ended().await.0, Some(0));
     let ended = Instant::now();

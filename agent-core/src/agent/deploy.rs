@@ -23,12 +23,11 @@ const LATE: Duration = Duration::from_secs(2);
 /// The longest single sleep before a start time: a clock that is set, or a machine that slept, is
 /// noticed after this time.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
-
-/// How long a run that is left queued stays in hand, and how long at the most if a side asks for
-/// more.
+/// How long a run that is left queued stays in hand.
 const RESPITE: Duration = Duration::from_secs(2);
 /// The same for a run that a concurrency limit keeps in the queue.
 const QUEUED: Duration = Duration::from_secs(5);
+/// The same at the most, if a side asks for more.
 const LONGEST_RESPITE: Duration = Duration::from_secs(30);
 /// How soon after its claim a run is submitted without being looked at again.
 const PROMPT: Duration = Duration::from_secs(5);

@@ -37,7 +37,7 @@ async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowR
     for run in runs {
         lines.extend(recover(shared, run).await);
     }
-    if !shared.health.status().leads {
+    if !shared.health.is_leading() {
         // Several replicas may look at the same time: one of them tells.
         return;
     }

@@ -1,10 +1,9 @@
 //! What must be true when everything has come to rest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::PoisonError;
 
 use super::plan::{End, Plan};
-use super::world::World;
+use super::world::{World, lock};
 
 /// Everything that is not as it must be.
 pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
@@ -14,9 +13,8 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
         let run = made.flow_run_id().unwrap_or_default().to_owned();
         jobs.entry(run).or_default().push(made.name);
     }
-    let rescheduled = world.rescheduled.lock();
-    let rescheduled = rescheduled.unwrap_or_else(PoisonError::into_inner);
-    let pods = world.pods.lock().unwrap_or_else(PoisonError::into_inner);
+    let rescheduled = lock(&world.rescheduled);
+    let pods = lock(&world.pods);
     for (id, planned) in world.runs.iter().zip(&plan.runs) {
         let Some(run) = world.prefect.run(*id) else {
             continue;

@@ -19,15 +19,6 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// After what time something that was refused is tried again.
 const REFUSED: Duration = Duration::from_secs(300);
 
-/// A point in time that far ahead, or as far as time goes.
-fn later(pause: Duration) -> Instant {
-    later_than(Instant::now(), pause)
-}
-
-fn later_than(start: Instant, pause: Duration) -> Instant {
-    start.checked_add(pause).unwrap_or(start + REFUSED)
-}
-
 /// The logger's name of what concerns jobs; that of the Python agent.
 const LOGGER: &str = "k8s-infra";
 /// The key of the finding that a run has ended without its job.
@@ -127,7 +118,7 @@ impl Supervisor {
         if job.seen.state != JobState::Active {
             return None;
         }
-        let due = later_than(ended.since, self.shared.options.cancel_grace);
+        let due = later(ended.since, self.shared.options.cancel_grace);
         if due > Instant::now() {
             // This look may be one that was asked for earlier, in place of the one for then.
             self.table.look_again(&job.seen.job, due);
@@ -192,7 +183,8 @@ impl Supervisor {
             self.kept(seen).max(settled)
         };
         if !keep.is_zero() {
-            self.table.look_again(&seen.job, later(keep));
+            self.table
+                .look_again(&seen.job, later(Instant::now(), keep));
             return Ok(());
         }
         if !reported {
@@ -226,4 +218,9 @@ impl Supervisor {
         let passed = now.duration_since(seen.ended_at.unwrap_or(now));
         keep.saturating_sub(Duration::try_from(passed).unwrap_or_default())
     }
+}
+
+/// A time so much later; where time does not go that far, one at which to look again.
+fn later(start: Instant, pause: Duration) -> Instant {
+    start.checked_add(pause).unwrap_or(start + REFUSED)
 }

@@ -90,7 +90,7 @@ impl Supervisor {
                 () = self.until(&mut leadership, false) => {}
             }
             self.table.end_term();
-            tracing::info!("Another replica supervises the jobs now");
+            tracing::info!("This replica does not supervise the jobs any more");
             self.shared.health.leads(false);
         }
     }
