@@ -424,21 +424,49 @@ impl PrefectApi {
         Ok(rows)
     }
 
-    /// The rows of runs that this agent has claimed before a time and that are still Submitted.
-    pub(crate) async fn claimed_rows(
+    /// The runs that this agent has claimed before a time and that have not begun.
+    pub(crate) async fn claimed_ids(
         &self,
         agent: &str,
         before: Timestamp,
+    ) -> Result<Vec<FlowRunId>, ApiError> {
+        let mut ids: Vec<FlowRunId> = Vec::new();
+        loop {
+            let query = ClaimedIds::build(ClaimedBefore {
+                agent: Uuid(agent.to_owned()),
+                before: Time(time::format(before)),
+                offset: i32::try_from(ids.len()).unwrap_or(i32::MAX),
+            });
+            let budget = self.settings.retry_for;
+            let page = self
+                .transport
+                .run("flow_run", query, budget)
+                .await?
+                .flow_run;
+            let last = page.len() < PAGE;
+            ids.extend(page.into_iter().map(|row| FlowRunId::from(row.id.0)));
+            if last {
+                return Ok(ids);
+            }
+        }
+    }
+
+    /// Those of these runs that were claimed and have not begun.
+    pub(crate) async fn claimed_rows(
+        &self,
+        runs: &[FlowRunId],
     ) -> Result<Vec<FlowRunRow>, ApiError> {
-        let query = ClaimedFlowRuns::build(ClaimedRows {
-            agent: Uuid(agent.to_owned()),
-            before: Time(time::format(before)),
-        });
-        let answer = self
-            .transport
-            .run("flow_run", query, self.settings.retry_for)
-            .await?;
-        Ok(answer.flow_run.into_iter().map(FlowRunRow::from).collect())
+        let mut rows = Vec::new();
+        for chunk in runs.chunks(CHUNK) {
+            let ids = chunk.iter().map(|id| Uuid(id.to_string())).collect();
+            let query = ClaimedFlowRuns::build(ByIds { ids: Some(ids) });
+            let answer = self
+                .transport
+                .run("flow_run", query, self.settings.retry_for)
+                .await?;
+            rows.extend(answer.flow_run.into_iter().map(FlowRunRow::from));
+        }
+        Ok(rows)
     }
 }
 

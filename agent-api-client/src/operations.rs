@@ -156,9 +156,41 @@ pub(crate) struct ReadyFlowRuns {
 }
 
 #[derive(cynic::QueryVariables)]
-pub(crate) struct ClaimedRows {
+pub(crate) struct ClaimedBefore {
     pub(crate) agent: Uuid,
     pub(crate) before: Time,
+    pub(crate) offset: i32,
+}
+
+/// Runs that an agent claimed before a time and whose process has not reported: they are
+/// Submitted, or they are Running and task runs of theirs are, which were to be retried. Page by
+/// page, the latest first.
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "query_root", variables = "ClaimedBefore")]
+pub(crate) struct ClaimedIds {
+    #[cynic(rename = "flow_run")]
+    #[arguments(
+        where: {
+            agent_id: { _eq: $agent },
+            _or: [
+                { state: { _eq: "Submitted" }, state_timestamp: { _lte: $before } },
+                {
+                    state: { _eq: "Running" },
+                    task_runs: { state: { _eq: "Submitted" }, state_timestamp: { _lte: $before } }
+                }
+            ]
+        },
+        order_by: [{ state_timestamp: desc }],
+        limit: 1000,
+        offset: $offset
+    )]
+    pub(crate) flow_run: Vec<IdOfRun>,
+}
+
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "flow_run")]
+pub(crate) struct IdOfRun {
+    pub(crate) id: Uuid,
 }
 
 /// A flow run with those of its task runs that are Submitted.
@@ -172,23 +204,18 @@ pub(crate) struct ClaimedFlowRun {
     pub(crate) task_runs: Vec<TaskRun>,
 }
 
-/// Runs that an agent claimed before a time and whose process has not reported: they are
-/// Submitted, or they are Running and task runs of theirs are, which were to be retried. The latest
-/// come first: what a process that died has left behind is among them.
+/// Those of some runs that are claimed and whose process has not reported.
 #[derive(cynic::QueryFragment)]
-#[cynic(graphql_type = "query_root", variables = "ClaimedRows")]
+#[cynic(graphql_type = "query_root", variables = "ByIds")]
 pub(crate) struct ClaimedFlowRuns {
     #[cynic(rename = "flow_run")]
     #[arguments(where: {
-        agent_id: { _eq: $agent },
+        id: { _in: $ids },
         _or: [
-            { state: { _eq: "Submitted" }, state_timestamp: { _lte: $before } },
-            {
-                state: { _eq: "Running" },
-                task_runs: { state: { _eq: "Submitted" }, state_timestamp: { _lte: $before } }
-            }
+            { state: { _eq: "Submitted" } },
+            { state: { _eq: "Running" }, task_runs: { state: { _eq: "Submitted" } } }
         ]
-    }, order_by: [{ state_timestamp: desc }], limit: 500)]
+    })]
     pub(crate) flow_run: Vec<ClaimedFlowRun>,
 }
 

@@ -152,7 +152,7 @@ impl FlowRunSource for PrefectApi {
             .collect())
     }
 
-    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRun>> {
+    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRunId>> {
         let agent = self
             .transport
             .agent()
@@ -160,7 +160,11 @@ impl FlowRunSource for PrefectApi {
         let now = self.now();
         let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
         let before = now.saturating_sub(age).unwrap_or(Timestamp::MIN);
-        let rows = self.claimed_rows(agent, before).await?;
+        Ok(self.claimed_ids(agent, before).await?)
+    }
+
+    async fn claimed_runs(&self, runs: &[FlowRunId]) -> Result<Vec<FlowRun>> {
+        let rows = self.claimed_rows(runs).await?;
         Ok(rows.into_iter().map(FlowRunRow::into_claimed_run).collect())
     }
 }

@@ -9,8 +9,7 @@ use agent_core::{
     ReadyQuery, Registration, Result, State, Submission, Work, async_trait,
 };
 
-#[rustfmt::skip]
-struct Queue(Mutex<Vec<FlowRun>>);
+struct Queue(Mutex<Vec<FlowRun>>, Mutex<Vec<FlowRun>>); // queued, claimed
 
 #[async_trait]
 #[rustfmt::skip]
@@ -24,15 +23,19 @@ impl FlowRunSource for Queue {
     async fn reread(&self, run: &FlowRun) -> Result<Option<FlowRun>> { Ok(Some(run.clone())) }
     async fn claim(&self, run: &FlowRun) -> Result<Claim> {
         self.0.lock().expect("no panics").retain(|queued| queued.id != run.id);
+        self.1.lock().expect("no panics").push(run.clone());
         Ok(Claim::Claimed)
     }
     async fn fail(&self, run: &FlowRunId, message: &str) -> Result<()> { println!("{run} failed: {message}"); Ok(()) }
     async fn write_logs(&self, entries: &[LogEntry]) -> Result<()> {
-        for entry in entries { println!("log of {}: {}", entry.flow_run_id, entry.message); }
+        entries.iter().for_each(|entry| println!("log of {}: {}", entry.flow_run_id, entry.message));
         Ok(())
     }
     async fn states(&self, _: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>> { Ok(HashMap::new()) }
-    async fn claimed(&self, _: Duration) -> Result<Vec<FlowRun>> { Ok(Vec::new()) }
+    async fn claimed(&self, _: Duration) -> Result<Vec<FlowRunId>> { Ok(Vec::new()) }
+    async fn claimed_runs(&self, runs: &[FlowRunId]) -> Result<Vec<FlowRun>> {
+        Ok(self.1.lock().expect("no panics").iter().filter(|run| runs.contains(&run.id)).cloned().collect())
+    }
 }
 
 struct Printer;
@@ -44,16 +47,13 @@ impl JobBackend for Printer {
         println!("running {}", run.name);
         Ok(Submission { job: format!("job-of-{}", run.id), created: true })
     }
-    async fn jobs(&self, _: &FlowRun) -> Result<Vec<JobRef>> { Ok(Vec::new()) }
+    async fn jobs(&self, _: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> { Ok(HashMap::new()) }
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let work = || Work::Flow(Box::default());
-    let runs = ["one", "two", "three"].map(|id| FlowRun::new(id, id, work()));
-    let source = Arc::new(Queue(Mutex::new(runs.to_vec())));
-    let agent = Agent::builder(source, Arc::new(Printer))
-        .max_polls(Some(3))
-        .build();
-    agent.run(std::future::pending()).await
+    let runs = ["one", "two", "three"].map(|id| FlowRun::new(id, id, Work::Flow(Box::default())));
+    let source = Arc::new(Queue(runs.to_vec().into(), Mutex::default()));
+    let builder = Agent::builder(source, Arc::new(Printer)).max_polls(Some(3));
+    builder.build().run(std::future::pending()).await
 }

@@ -1,11 +1,13 @@
 //! Where flow runs are executed.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 
 use crate::observation::{Sighting, Turn};
-use crate::{FlowRun, Result};
+use crate::{FlowRun, FlowRunId, Result};
 
 /// A job at the backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,12 +38,13 @@ pub trait JobBackend: Send + Sync + 'static {
     /// no job, a refusal by the backend. Transient when the backend is away or overloaded.
     async fn submit(&self, run: &FlowRun) -> Result<Submission>;
 
-    /// The jobs of this flow run, of whatever attempt, finished ones included as far as they
-    /// still exist.
+    /// The jobs of these flow runs, of whatever attempt, finished ones included as far as they
+    /// still exist. Runs without any are missing. The answer must be as new as the question: a run
+    /// whose job is overlooked is executed twice.
     ///
     /// # Errors
     /// Either kind.
-    async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>>;
+    async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>>;
 
     /// What happens to the jobs: for each one that exists its present state, then
     /// [`Sighting::Complete`], and then every change. A finding stays in a job's observations for

@@ -132,5 +132,12 @@ pub trait FlowRunSource: Send + Sync + 'static {
     ///
     /// # Errors
     /// Either kind.
-    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRun>>;
+    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRunId>>;
+
+    /// Those of these runs that are claimed and whose process has not reported, read now. One that
+    /// was scheduled again and claimed again meanwhile is at its new attempt.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn claimed_runs(&self, runs: &[FlowRunId]) -> Result<Vec<FlowRun>>;
 }

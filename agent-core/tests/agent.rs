@@ -300,6 +300,52 @@ async fn a_claimed_run_with_nothing_but_an_ended_job_of_an_earlier_attempt_gets_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_claim_that_was_rescheduled_and_claimed_by_another_meanwhile_makes_no_job() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    *jobs.refuse.lock().expect("no panics") = Some(Error::transient("connection refused"));
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the claim", || source.run("a").claims == 1).await;
+    // The run is Submitted again, but for another attempt.
+    source.runs().get_mut("a").expect("known").scheduled += 1;
+    *jobs.refuse.lock().expect("no panics") = None;
+    source.seed("b", None);
+    until("a later deployment", || !jobs.created().is_empty()).await;
+    // By stopping, the agent finishes what it has in hand.
+    agent.stop().await;
+    let created: Vec<_> = jobs.created().into_keys().collect();
+    assert_eq!(created, ["b/0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_claimed_runs_without_a_job_are_all_recovered_and_those_with_one_are_left_alone() {
+    let (source, jobs) = world();
+    for n in 0..2_000 {
+        source.seed(&format!("{n}"), None);
+        let mut runs = source.runs();
+        let run = runs.get_mut(&*format!("{n}")).expect("known");
+        (run.phase, run.claimed_at) = (Phase::Submitted, Some(Instant::now()));
+        if n % 2 == 0 {
+            let job = JobRef {
+                name: "there".to_owned(),
+                finished: false,
+            };
+            let mut existing = jobs.existing.lock().expect("no panics");
+            existing.insert(format!("{n}").into(), vec![job]);
+        }
+    }
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the recoveries", || jobs.created().len() == 1_000).await;
+    assert!(
+        source.clock.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        source.clock.elapsed()
+    );
+    agent.stop().await;
+    assert_eq!(jobs.created().len(), 1_000);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_whose_earlier_job_reports_just_before_the_claim_is_left_alone() {
     let (source, jobs) = world();
     source.seed("a", None);

@@ -23,6 +23,9 @@ use crate::output::Output;
 
 /// How long one request may take. Admission webhooks have up to 30 s.
 const REQUEST: Duration = Duration::from_secs(40);
+/// Runs whose Jobs are asked for in one request: the address of the request names them, and proxies
+/// refuse long addresses (8 KB is the usual limit).
+const RUNS: usize = 100;
 /// How many names are tried when somebody else's Job has the name of ours.
 const SALTS: u32 = 8;
 
@@ -249,20 +252,28 @@ impl JobBackend for KubernetesBackend {
         )))
     }
 
-    async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>> {
-        let selector = ListParams::default().labels(&format!("{FLOW_RUN_ID}={}", run.id));
-        let listed = self
-            .timed("Listing Jobs", self.jobs.list(&selector))
-            .await?;
-        Ok(listed
-            .items
-            .iter()
-            .map(|job| JobRef {
-                name: job.name_any(),
-                // One that is being deleted will do nothing more for its run.
-                finished: is_finished(job) || job.metadata.deletion_timestamp.is_some(),
-            })
-            .collect())
+    async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> {
+        let mut found: HashMap<FlowRunId, Vec<JobRef>> = HashMap::new();
+        for runs in runs.chunks(RUNS) {
+            let ids: Vec<&str> = runs.iter().map(FlowRunId::as_str).collect();
+            let selector = format!("{FLOW_RUN_ID} in ({})", ids.join(","));
+            // Without a resource version: the API server asks its storage, and not its cache.
+            let selector = ListParams::default().labels(&selector);
+            let listed = self
+                .timed("Listing Jobs", self.jobs.list(&selector))
+                .await?;
+            for job in listed.items {
+                let Some(run) = job.labels().get(FLOW_RUN_ID) else {
+                    continue;
+                };
+                found.entry(run.as_str().into()).or_default().push(JobRef {
+                    name: job.name_any(),
+                    // One that is being deleted will do nothing more for its run.
+                    finished: is_finished(&job) || job.metadata.deletion_timestamp.is_some(),
+                });
+            }
+        }
+        Ok(found)
     }
 
     fn observations(&self) -> BoxStream<'static, Sighting> {

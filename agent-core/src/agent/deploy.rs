@@ -12,7 +12,7 @@ use super::in_hand::{Held, Stage};
 use super::slots::Slot;
 use crate::backoff::Backoff;
 use crate::failpoint;
-use crate::{Claim, Error, FlowRun, LogEntry, LogLevel, Phase, Result, Submission};
+use crate::{Claim, Error, FlowRun, FlowRunId, LogEntry, LogLevel, Result, Submission};
 
 /// How old the reading of a run may be when it is claimed. The open-source server refuses a
 /// second claim only for 30 s after the first one and does not check versions, so an older
@@ -139,8 +139,8 @@ async fn claim_and_submit(
     held: &Held,
     place: Place,
 ) -> Result<Option<Duration>> {
-    let jobs = match shared.backend.jobs(run).await {
-        Ok(jobs) => jobs,
+    let jobs = match shared.backend.jobs(std::slice::from_ref(&run.id)).await {
+        Ok(mut jobs) => jobs.remove(&run.id).unwrap_or_default(),
         Err(error) if error.is_transient() => {
             let why = "Cannot tell whether the run has a job";
             return Ok(Some(leave(shared, why, &error)));
@@ -210,9 +210,12 @@ async fn submit(
     let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
     let Submission { job, created } = loop {
         if !std::mem::replace(&mut fresh, false) {
-            match is_wanted(shared, run).await {
+            match awaits_job(shared, run).await {
                 Ok(true) => {}
-                Ok(false) => return Ok(()),
+                Ok(false) => {
+                    tracing::info!("Flow run {} does not wait for a job any more", run.id);
+                    return Ok(());
+                }
                 Err(error) if error.is_transient() => {
                     tracing::warn!("Cannot read the state of flow run {}: {error}", run.id);
                     tokio::time::sleep(backoff.pause(error.retry_after())).await;
@@ -264,29 +267,19 @@ async fn submit(
     }
     tracing::info!("Completed deployment of flow run {}", run.id);
     if created {
-        shared.logs.write(submitted(shared, run, &job)).await;
+        shared.logs.write(submitted(shared, &run.id, &job)).await;
     }
     Ok(())
 }
 
-/// Whether a claimed run still waits for its job.
-async fn is_wanted(shared: &Shared, run: &FlowRun) -> Result<bool> {
-    let states = shared.source.states(std::slice::from_ref(&run.id)).await?;
-    let phase = states.get(&run.id).map(|state| state.phase);
-    let wanted = match phase {
-        Some(Phase::Submitted) => true,
-        Some(Phase::Running) => run.under_way,
-        // Nothing speaks against it.
-        None => true,
-        _ => false,
-    };
-    if !wanted {
-        tracing::info!(
-            "Flow run {} does not wait for a job any more: it is {phase:?}",
-            run.id
-        );
-    }
-    Ok(wanted)
+/// Whether a claimed run still waits for the job of this attempt. It does not when it has been
+/// scheduled again meanwhile: whoever claims that makes another job.
+async fn awaits_job(shared: &Shared, run: &FlowRun) -> Result<bool> {
+    let runs = shared
+        .source
+        .claimed_runs(std::slice::from_ref(&run.id))
+        .await?;
+    Ok(runs.iter().any(|now| now.attempt == run.attempt))
 }
 
 fn count_claim(claim: &Result<Claim>) {
@@ -307,7 +300,7 @@ fn count_deployment(outcome: &'static str) {
 async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
     let message = error.to_string();
     tracing::error!("Cannot deploy flow run {}: {message}", run.id);
-    let told = entry(shared, run, LogLevel::Error, message.clone());
+    let told = entry(shared, &run.id, LogLevel::Error, message.clone());
     // The reason before the state, unless the log takes its time.
     let _ = timeout(REASON, shared.logs.written(vec![told])).await;
     failpoint::reached("before-give-up");
@@ -332,14 +325,14 @@ async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
 }
 
 /// What a run's owner is told when its job is there.
-pub(super) fn submitted(shared: &Shared, run: &FlowRun, job: &str) -> LogEntry {
+pub(super) fn submitted(shared: &Shared, run: &FlowRunId, job: &str) -> LogEntry {
     let message = format!("Submitted for execution: Job {job}");
     entry(shared, run, LogLevel::Info, message)
 }
 
-fn entry(shared: &Shared, run: &FlowRun, level: LogLevel, message: String) -> LogEntry {
+fn entry(shared: &Shared, run: &FlowRunId, level: LogLevel, message: String) -> LogEntry {
     LogEntry {
-        flow_run_id: run.id.clone(),
+        flow_run_id: run.clone(),
         name: shared.options.name.clone(),
         message,
         level,

@@ -1,16 +1,22 @@
 //! Takes up runs that were claimed by a process which died before it made their jobs, or before it
 //! told of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::in_hand::Stage;
+use super::in_hand::{Held, Stage};
 use super::{Shared, deploy};
-use crate::{FlowRun, FlowRunId, LogEntry};
+use crate::{FlowRunId, JobRef, LogEntry, Result};
+
+/// Runs that are recovered at the same time, so that memory is bounded: each is held with its run
+/// config.
+const MOST: usize = 500;
+/// The pause when there are more.
+const MORE: Duration = Duration::from_secs(1);
 
 /// Looks for such runs at the start, twice soon after it, because what died just before was too young
 /// then, and because this replica may lead only since, and from time to time.
@@ -21,27 +27,76 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
     let mut pauses = [Duration::ZERO, soon, soon].into_iter();
     // Runs whose log was looked into already.
     let mut seen = HashSet::new();
+    let mut more = false;
     loop {
-        sleep(pauses.next().unwrap_or(options.recover_every)).await;
-        match shared.source.claimed(shared.options.recover_age).await {
-            Ok(runs) => look(shared, runs, &mut seen).await,
+        let pause = match std::mem::take(&mut more) {
+            true => MORE,
+            false => pauses.next().unwrap_or(options.recover_every),
+        };
+        sleep(pause).await;
+        match look(shared, &mut seen).await {
+            Ok(rest) => more = rest,
             Err(error) => tracing::warn!("Cannot look for claimed runs without a job: {error}"),
         }
     }
 }
 
-async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowRunId>) {
-    let still: HashSet<FlowRunId> = runs.iter().map(|run| run.id.clone()).collect();
+/// Looks once; whether there is more to do than could be begun.
+async fn look(shared: &Arc<Shared>, seen: &mut HashSet<FlowRunId>) -> Result<bool> {
+    let runs = shared.source.claimed(shared.options.recover_age).await?;
+    let still: HashSet<&FlowRunId> = runs.iter().collect();
     seen.retain(|run| still.contains(run));
-    let mut lines = Vec::new();
-    for run in runs {
-        lines.extend(recover(shared, run).await);
+    let held: HashMap<FlowRunId, Held> = runs
+        .into_iter()
+        .filter_map(|id| Some((id.clone(), shared.in_hand.take(&id, Stage::Claimed)?)))
+        .collect();
+    if held.is_empty() {
+        return Ok(false);
     }
-    if !shared.health.is_leading() {
-        // Several replicas may look at the same time: one of them tells.
-        return;
+    let ids: Vec<FlowRunId> = held.keys().cloned().collect();
+    let jobs = shared.backend.jobs(&ids).await?;
+    let job = |id: &FlowRunId| unfinished(&jobs, id);
+    let (with, without): (Vec<_>, Vec<_>) = held.into_iter().partition(|(id, _)| job(id).is_some());
+    let with: Vec<FlowRunId> = with.into_iter().map(|(id, _)| id).collect();
+    // Jobs of earlier attempts may be left; that of this one is not made twice.
+    let more = resume(shared, without).await?;
+    // Several replicas may look at the same time: one of them tells.
+    if shared.health.is_leading() {
+        let lines = with
+            .iter()
+            .filter_map(|id| Some(deploy::submitted(shared, id, &job(id)?)))
+            .filter(|line| seen.insert(line.flow_run_id.clone()))
+            .collect();
+        tell(shared, lines, seen).await;
     }
-    lines.retain(|line| seen.insert(line.flow_run_id.clone()));
+    Ok(more)
+}
+
+fn unfinished(jobs: &HashMap<FlowRunId, Vec<JobRef>>, run: &FlowRunId) -> Option<String> {
+    let jobs = jobs.get(run)?;
+    let job = jobs.iter().find(|job| !job.finished)?;
+    Some(job.name.clone())
+}
+
+/// Deploys runs that have no job, as far as not too many are in hand already.
+async fn resume(shared: &Arc<Shared>, runs: Vec<(FlowRunId, Held)>) -> Result<bool> {
+    let room = MOST.saturating_sub(shared.in_hand.counts().claimed - runs.len());
+    let more = runs.len() > room;
+    let mut held: HashMap<FlowRunId, Held> = runs.into_iter().take(room).collect();
+    if held.is_empty() {
+        return Ok(more);
+    }
+    let ids: Vec<FlowRunId> = held.keys().cloned().collect();
+    for run in shared.source.claimed_runs(&ids).await? {
+        if let Some(held) = held.remove(&run.id) {
+            shared.deploy(deploy::resume(shared.clone(), run, held));
+        }
+    }
+    Ok(more)
+}
+
+/// Tells the owners of runs that have a job, unless they were told.
+async fn tell(shared: &Arc<Shared>, lines: Vec<LogEntry>, seen: &mut HashSet<FlowRunId>) {
     if lines.is_empty() {
         return;
     }
@@ -56,25 +111,6 @@ async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowR
             for line in lines {
                 seen.remove(&line.flow_run_id);
             }
-        }
-    }
-}
-
-/// Deploys a run that has no job. Of one that has, what its owner was to be told.
-async fn recover(shared: &Arc<Shared>, run: FlowRun) -> Option<LogEntry> {
-    let held = shared.in_hand.take(&run.id, Stage::Claimed)?;
-    match shared.backend.jobs(&run).await {
-        Ok(jobs) => match jobs.iter().find(|job| !job.finished) {
-            Some(job) => Some(deploy::submitted(shared, &run, &job.name)),
-            // Jobs of earlier attempts may be left; that of this one is not made twice.
-            None => {
-                shared.deploy(deploy::resume(shared.clone(), run, held));
-                None
-            }
-        },
-        Err(error) => {
-            tracing::warn!("Cannot tell whether flow run {} has a job: {error}", run.id);
-            None
         }
     }
 }

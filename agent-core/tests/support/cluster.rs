@@ -165,16 +165,18 @@ impl JobBackend for Replica {
         Ok(Submission { job, created })
     }
 
-    async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>> {
+    async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> {
         let (before, _) = self.fault().await;
         lost(before)?;
         let jobs = self.cluster.jobs();
-        let of_run = jobs.iter().filter(|(_, job)| job.run == run.id);
-        let job = |(name, job): (&String, &MemoryJob)| JobRef {
-            name: name.clone(),
-            finished: job.ends <= Instant::now(),
-        };
-        Ok(of_run.map(job).collect())
+        let mut found: HashMap<FlowRunId, Vec<JobRef>> = HashMap::new();
+        for (name, job) in jobs.iter().filter(|(_, job)| runs.contains(&job.run)) {
+            found.entry(job.run.clone()).or_default().push(JobRef {
+                name: name.clone(),
+                finished: job.ends <= Instant::now(),
+            });
+        }
+        Ok(found)
     }
 
     fn observations(&self) -> BoxStream<'static, Sighting> {

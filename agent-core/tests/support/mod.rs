@@ -287,7 +287,7 @@ impl FlowRunSource for Memory {
             .collect())
     }
 
-    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRun>> {
+    async fn claimed(&self, age: Duration) -> Result<Vec<FlowRunId>> {
         let (before, _) = self.weather().await;
         if before {
             return Err(broken());
@@ -297,8 +297,18 @@ impl FlowRunSource for Memory {
             .iter()
             .filter(|(_, run)| run.phase == Phase::Submitted)
             .filter(|(_, run)| run.claimed_at.is_some_and(|at| at.elapsed() >= age))
-            .map(|(id, run)| self.flow_run(id, run))
+            .map(|(id, _)| id.clone())
             .collect())
+    }
+
+    async fn claimed_runs(&self, ids: &[FlowRunId]) -> Result<Vec<FlowRun>> {
+        if self.weather().await.0 {
+            return Err(broken());
+        }
+        let runs = self.runs();
+        let claimed = ids.iter().filter_map(|id| runs.get_key_value(id));
+        let claimed = claimed.filter(|(_, run)| run.phase == Phase::Submitted);
+        Ok(claimed.map(|(id, run)| self.flow_run(id, run)).collect())
     }
 }
 
@@ -364,12 +374,13 @@ impl JobBackend for Jobs {
         Ok(Submission { job, created: new })
     }
 
-    async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>> {
+    async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> {
         if self.away.load(Ordering::SeqCst) {
             return Err(broken());
         }
         let existing = self.existing.lock().expect("no panics");
-        Ok(existing.get(&run.id).cloned().unwrap_or_default())
+        let found = runs.iter().filter_map(|id| existing.get_key_value(id));
+        Ok(found.map(|(id, jobs)| (id.clone(), jobs.clone())).collect())
     }
 }
 
