@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agent_core::{Agent, Error, JobRef, LogLevel, Phase};
+use agent_core::{Agent, Error, FlowRunId, FlowRunSource, JobRef, LogEntry, LogLevel, Phase};
 use support::{Faults, Jobs, Memory, Running, until};
 use tokio::time::{Instant, sleep};
 
@@ -297,6 +297,38 @@ async fn a_claimed_run_with_nothing_but_an_ended_job_of_an_earlier_attempt_gets_
     let existing = || jobs.existing.lock().expect("no panics");
     existing().insert("a".into(), vec![earlier]);
     is_deployed_by_the_next(&source, &jobs).await;
+}
+
+/// Another replica has made the job of a run that was claimed long ago, and this one sees it before
+/// the other one's entry is in the log.
+#[tokio::test(start_paused = true)]
+async fn who_sees_a_job_that_was_just_made_leaves_its_maker_time_to_tell() {
+    const LOOK: Duration = Duration::from_secs(10);
+    let (source, jobs) = world();
+    source.seed("a", None);
+    if let Some(run) = source.runs().get_mut(&FlowRunId::from("a")) {
+        (run.phase, run.claimed_at) = (Phase::Submitted, Some(Instant::now()));
+    }
+    let made = JobRef {
+        name: "job-a/0".to_owned(),
+        finished: false,
+    };
+    let existing = || jobs.existing.lock().expect("no panics");
+    existing().insert("a".into(), vec![made]);
+    let agent = Agent::builder(source.clone(), jobs.clone()).recovery(LOOK, LOOK);
+    let agent = Running::start(agent.name("north"));
+    sleep(LOOK + Duration::from_millis(50)).await;
+    let entry = LogEntry {
+        flow_run_id: "a".into(),
+        name: "north".to_owned(),
+        message: "Submitted for execution: Job job-a/0".to_owned(),
+        level: LogLevel::Info,
+        timestamp: None,
+    };
+    source.write_logs(&[entry]).await.expect("no faults");
+    sleep(LOOK * 3).await;
+    agent.stop().await;
+    assert_eq!(source.run("a").logs.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
