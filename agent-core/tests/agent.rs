@@ -3,10 +3,13 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agent_core::{Agent, Error, FlowRunId, FlowRunSource, JobRef, LogEntry, LogLevel, Phase};
+use agent_core::{
+    Agent, Error, FlowRun, FlowRunId, FlowRunSource, JobBackend, JobRef, LogEntry, LogLevel, Phase,
+    Result, Submission, async_trait,
+};
 use support::{Faults, Jobs, Memory, Running, until};
 use tokio::time::{Instant, sleep};
 
@@ -318,17 +321,68 @@ async fn who_sees_a_job_that_was_just_made_leaves_its_maker_time_to_tell() {
     let agent = Agent::builder(source.clone(), jobs.clone()).recovery(LOOK, LOOK);
     let agent = Running::start(agent.name("north"));
     sleep(LOOK + Duration::from_millis(50)).await;
-    let entry = LogEntry {
+    source.write_logs(&[submitted()]).await.expect("no faults");
+    sleep(LOOK * 3).await;
+    agent.stop().await;
+    assert_eq!(source.run("a").logs.len(), 1);
+}
+
+/// Makes jobs, of which the first answer is lost.
+#[derive(Default)]
+struct Unanswered {
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl JobBackend for Unanswered {
+    async fn submit(&self, run: &FlowRun) -> Result<Submission> {
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(Error::transient("connection broken"));
+        }
+        let job = format!("job-{}", run.attempt);
+        Ok(Submission { job, created: true })
+    }
+
+    async fn jobs(&self, _run: &FlowRun) -> Result<Vec<JobRef>> {
+        let made = self.asked.load(Ordering::SeqCst) > 1;
+        let job = JobRef {
+            name: "job-a/0".to_owned(),
+            finished: false,
+        };
+        Ok(made.then_some(job).into_iter().collect())
+    }
+}
+
+/// How often the owner of a run is told of its job whose making was not answered, when somebody else
+/// tells of it too or not.
+async fn told_of_an_unanswered_job(by_another: bool) -> usize {
+    let (source, _) = world();
+    source.seed("a", None);
+    let jobs = Arc::new(Unanswered::default());
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()).name("north"));
+    until("the job", || jobs.asked.load(Ordering::SeqCst) == 2).await;
+    if by_another {
+        source.write_logs(&[submitted()]).await.expect("no faults");
+    }
+    sleep(Duration::from_secs(60)).await;
+    agent.stop().await;
+    source.run("a").logs.len()
+}
+
+fn submitted() -> LogEntry {
+    LogEntry {
         flow_run_id: "a".into(),
         name: "north".to_owned(),
         message: "Submitted for execution: Job job-a/0".to_owned(),
         level: LogLevel::Info,
         timestamp: None,
-    };
-    source.write_logs(&[entry]).await.expect("no faults");
-    sleep(LOOK * 3).await;
-    agent.stop().await;
-    assert_eq!(source.run("a").logs.len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_replicas_that_take_a_job_for_theirs_tell_of_it_once() {
+    assert_eq!(told_of_an_unanswered_job(true).await, 1);
+    assert_eq!(told_of_an_unanswered_job(false).await, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,12 +9,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::in_hand::Stage;
-use super::{Shared, deploy};
+use super::{Shared, deploy, logs};
 use crate::{FlowRun, FlowRunId, LogEntry};
-
-/// How long whoever has just made a job, and is alive, may take to tell of it: its entry is written
-/// without a further look for 5 s.
-const TELLS_ITSELF: Duration = Duration::from_secs(6);
 
 /// Looks for such runs at the start, twice soon after it, because what died just before was too young
 /// then, and because this replica may lead only since, and from time to time.
@@ -49,7 +45,8 @@ async fn look(shared: &Arc<Shared>, runs: Vec<FlowRun>, seen: &mut HashSet<FlowR
     if lines.is_empty() {
         return;
     }
-    sleep(TELLS_ITSELF).await;
+    // Whoever has just made a job tells of it.
+    sleep(logs::OTHERS).await;
     match shared.source.logged(&lines).await {
         Ok(there) => {
             for (line, _) in lines.into_iter().zip(there).filter(|(_, there)| !there) {
