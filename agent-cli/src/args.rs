@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use agent_templates::Scheme;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use secrecy::SecretString;
 
 pub use self::install::InstallArgs;
 pub use self::resources::ResourceArgs;
 pub use self::values::PullPolicy;
-use self::values::{duration, whole_seconds};
+use self::values::{duration, secret, whole_seconds};
 
 /// The version, and the commit where it is known.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("AGENT_COMMIT_SUFFIX"));
@@ -180,8 +181,8 @@ pub enum LogFormat {
 )]
 pub struct StartArgs {
     /// The API key [env: PREFECT__CLOUD__API_KEY]
-    #[arg(short, long, help_heading = "Prefect")]
-    pub key: Option<String>,
+    #[arg(short, long, value_parser = secret, help_heading = "Prefect")]
+    pub key: Option<SecretString>,
     /// The tenant's id [env: PREFECT__CLOUD__TENANT_ID; default: asked from the API]
     #[arg(long, help_heading = "Prefect")]
     pub tenant_id: Option<String>,

@@ -135,5 +135,5 @@ async fn exposition(State(told): State<Told>) -> impl IntoResponse {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (format, told.metrics.render())
+    (format, crate::metrics::exposition(&told.metrics))
 }

@@ -7,7 +7,7 @@ use agent_k8s::install::{API_KEY, ConfigMapKey, Install, Key, NAME, PORT, TEMPLA
 use agent_k8s::{KeySecret, yaml};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use url::Url;
 
@@ -168,8 +168,10 @@ fn image(args: &InstallArgs) -> Result<String> {
 }
 
 fn key(args: &InstallArgs) -> Result<Option<Key>> {
-    if let Some(key) = given(&args.key) {
-        return Ok(Some(Key::Own(SecretString::from(key))));
+    if let Some(key) = &args.key
+        && !key.expose_secret().is_empty()
+    {
+        return Ok(Some(Key::Own(key.clone())));
     }
     let Some(secret) = &args.secret_name else {
         return Ok(None);

@@ -16,6 +16,8 @@ const DEPLOY: [f64; 12] = [
 /// Upper bounds of the duration of a request, in seconds; a request ends after 15.
 const REQUEST: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
 
+const TASKS: &str = "prefect_agent_tasks";
+
 /// What a metric counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -55,12 +57,18 @@ const fn metric(
 }
 
 /// Every metric of the agent.
-pub const METRICS: [Metric; 19] = [
+pub const METRICS: [Metric; 20] = [
     metric(
         "prefect_agent_build_info",
         Kind::Gauge,
         "`version`",
         "Always 1; tells the agent's version",
+    ),
+    metric(
+        TASKS,
+        Kind::Gauge,
+        "",
+        "Tasks of the agent's runtime that have not ended; as many after a month as after a day",
     ),
     metric(
         "prefect_agent_polls_total",
@@ -200,4 +208,11 @@ pub fn collect() -> Result<PrometheusHandle> {
         }
     });
     Ok(handle)
+}
+
+/// What was collected, and what only shows when it is asked for.
+pub fn exposition(collected: &PrometheusHandle) -> String {
+    let runtime = tokio::runtime::Handle::current().metrics();
+    metrics::gauge!(TASKS).set(runtime.num_alive_tasks() as f64);
+    collected.render()
 }

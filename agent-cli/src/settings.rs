@@ -9,7 +9,7 @@ use agent_k8s::install::API_KEY;
 use agent_k8s::{Graces, JobPatch, JobResources, KeySecret, ManifestSettings, yaml};
 use agent_templates::{Scheme, TemplateSettings};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use secrecy::{SecretSlice, SecretString};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde_json::Value;
 
 use crate::args::{Level, LogFormat, StartArgs};
@@ -290,7 +290,8 @@ fn credentials(
     args: &StartArgs,
     url: &str,
 ) -> Result<(Option<SecretString>, Option<String>)> {
-    let mut key = from.pick("--key", &args.key, "cloud.api_key");
+    let given = args.key.as_ref().map(|key| key.expose_secret().to_owned());
+    let mut key = from.pick("--key", &given, "cloud.api_key");
     let mut tenant = from.pick("--tenant-id", &args.tenant_id, "cloud.tenant_id");
     if key.is_none() || tenant.is_none() {
         let (file_key, file_tenant, file) = from.config.auth(url)?;

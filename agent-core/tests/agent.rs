@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agent_core::{Agent, Error, JobRef, LogLevel, Phase};
+use agent_core::{
+    Agent, Error, FlowRun, FlowRunId, FlowRunSource, JobBackend, JobRef, LogEntry, LogLevel, Phase,
+    Result, Submission, async_trait,
+};
 use support::{Faults, Jobs, Memory, Running, until};
 use tokio::time::{Instant, sleep};
 
@@ -297,6 +301,90 @@ async fn a_claimed_run_with_nothing_but_an_ended_job_of_an_earlier_attempt_gets_
     let existing = || jobs.existing.lock().expect("no panics");
     existing().insert("a".into(), vec![earlier]);
     is_deployed_by_the_next(&source, &jobs).await;
+}
+
+/// Another replica has made the job of a run that was claimed long ago, and this one sees it before
+/// the other one's entry is in the log.
+#[tokio::test(start_paused = true)]
+async fn who_sees_a_job_that_was_just_made_leaves_its_maker_time_to_tell() {
+    const LOOK: Duration = Duration::from_secs(10);
+    let (source, jobs) = world();
+    source.seed("a", None);
+    if let Some(run) = source.runs().get_mut(&FlowRunId::from("a")) {
+        (run.phase, run.claimed_at) = (Phase::Submitted, Some(Instant::now()));
+    }
+    let made = JobRef {
+        name: "job-a/0".to_owned(),
+        finished: false,
+    };
+    let existing = || jobs.existing.lock().expect("no panics");
+    existing().insert("a".into(), vec![made]);
+    let agent = Agent::builder(source.clone(), jobs.clone()).recovery(LOOK, LOOK);
+    let agent = Running::start(agent.name("north"));
+    sleep(LOOK + Duration::from_millis(50)).await;
+    source.write_logs(&[submitted()]).await.expect("no faults");
+    sleep(LOOK * 3).await;
+    agent.stop().await;
+    assert_eq!(source.run("a").logs.len(), 1);
+}
+
+/// Makes jobs, of which the first answer is lost.
+#[derive(Default)]
+struct Unanswered {
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl JobBackend for Unanswered {
+    async fn submit(&self, run: &FlowRun) -> Result<Submission> {
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(Error::transient("connection broken"));
+        }
+        let job = format!("job-{}", run.attempt);
+        Ok(Submission { job, created: true })
+    }
+
+    async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> {
+        let made = self.asked.load(Ordering::SeqCst) > 1;
+        let job = JobRef {
+            name: "job-a/0".to_owned(),
+            finished: false,
+        };
+        let jobs = made.then(|| vec![job]);
+        Ok(runs.first().cloned().zip(jobs).into_iter().collect())
+    }
+}
+
+/// How often the owner of a run is told of its job whose making was not answered, when somebody else
+/// tells of it too or not.
+async fn told_of_an_unanswered_job(by_another: bool) -> usize {
+    let (source, _) = world();
+    source.seed("a", None);
+    let jobs = Arc::new(Unanswered::default());
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()).name("north"));
+    until("the job", || jobs.asked.load(Ordering::SeqCst) == 2).await;
+    if by_another {
+        source.write_logs(&[submitted()]).await.expect("no faults");
+    }
+    sleep(Duration::from_secs(60)).await;
+    agent.stop().await;
+    source.run("a").logs.len()
+}
+
+fn submitted() -> LogEntry {
+    LogEntry {
+        flow_run_id: "a".into(),
+        name: "north".to_owned(),
+        message: "Submitted for execution: Job job-a/0".to_owned(),
+        level: LogLevel::Info,
+        timestamp: None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_replicas_that_take_a_job_for_theirs_tell_of_it_once() {
+    assert_eq!(told_of_an_unanswered_job(true).await, 1);
+    assert_eq!(told_of_an_unanswered_job(false).await, 1);
 }
 
 #[tokio::test(start_paused = true)]

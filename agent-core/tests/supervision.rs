@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use agent_core::{Agent, LogLevel, Phase};
+use agent_core::{Agent, FlowRunSource, LogEntry, LogLevel, Phase};
 use support::cluster::{Cluster, Replica};
 use support::{Faults, Memory, Running, until};
 use tokio::time::sleep;
@@ -71,6 +71,36 @@ async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
             assert_eq!(reports.count(), usize::from(fails), "seed {seed}: run {id}");
         }
     }
+}
+
+/// A teller that is only slow has sent its words just before it was taken for dead.
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("3", Some(source.clock.now()));
+    let replica = Replica {
+        cluster: cluster.clone(),
+        id: 1,
+    };
+    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
+    let agent = Running::start(agent);
+    until("a job", || !cluster.is_empty()).await;
+    cluster.begun_by("slow", "p");
+    until("another teller", || !cluster.is_told_by("slow", "p")).await;
+    let words = LogEntry {
+        flow_run_id: "3".into(),
+        name: "k8s-infra".to_owned(),
+        message: "Pod of job-3/0 failed".to_owned(),
+        level: LogLevel::Error,
+        timestamp: None,
+    };
+    source.write_logs(&[words]).await.expect("no faults");
+    until("the end of the job", || cluster.is_empty()).await;
+    agent.stop().await;
+    let logs = source.run("3").logs;
+    let reports = logs.iter().filter(|log| log.level == LogLevel::Error);
+    assert_eq!(reports.count(), 1);
 }
 
 /// The job of a run that was ended goes after the grace, also when there is something else to look

@@ -6,6 +6,7 @@ use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
+use crate::bounded::Bounded;
 use crate::counted::Counted;
 
 /// How long a connection to the API server may take.
@@ -38,6 +39,7 @@ pub async fn connect() -> Result<Cluster, String> {
     let address = config.cluster_url.to_string();
     let client = ClientBuilder::try_from(config)
         .map_err(|error| format!("cannot set up a client for the cluster at {address}: {error}"))?
+        .with_layer(&Bounded)
         .with_layer(&Counted)
         .build();
     let asked = tokio::time::timeout(CONNECT, client.apiserver_version()).await;

@@ -70,9 +70,14 @@ where
     }
 }
 
+/// Whether a request begins a watch.
+pub(crate) fn is_watch(uri: &Uri) -> bool {
+    uri.query()
+        .is_some_and(|query| query.contains("watch=true"))
+}
+
 /// The verb and the resource of a request, as access rules name them.
 fn operation(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
-    let query = uri.query().unwrap_or_default();
     let mut parts = uri.path().rsplit('/');
     let last = parts.next().unwrap_or_default();
     let before = parts.next().unwrap_or_default();
@@ -83,7 +88,7 @@ fn operation(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
         (None, None) => ("other", false),
     };
     let verb = match *method {
-        Method::GET if query.contains("watch=true") => "watch",
+        Method::GET if is_watch(uri) => "watch",
         Method::GET if named || matches!(resource, "log" | "version" | "other") => "get",
         Method::GET => "list",
         Method::POST => "create",

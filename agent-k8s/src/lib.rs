@@ -15,6 +15,7 @@
 
 pub mod access;
 pub mod backend;
+mod bounded;
 pub mod client;
 mod counted;
 mod error;

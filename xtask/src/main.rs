@@ -5,6 +5,7 @@ mod chaos;
 mod demo;
 mod e2e;
 mod image;
+mod soak;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -28,6 +29,8 @@ enum Chore {
     /// Kills, freezes and restarts replicas of the agent while both servers misbehave, and checks that
     /// nothing was lost or done twice
     Chaos(chaos::Options),
+    /// Deploys and ends runs at a steady rate for as long as told, and fails when the agent grows
+    Soak(soak::Options),
     /// Measures the release build of the agent on the same servers
     Bench(bench::Options),
     /// What `bench` measures the agent against: nothing but the calls themselves
@@ -55,6 +58,7 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Demo(options) => demo::run(options).await,
         Chore::Chaos(options) => chaos::run(options).await,
+        Chore::Soak(options) => soak::run(options).await,
         Chore::Bench(options) => bench::run(options).await,
         Chore::BenchRaw(options) => bench::raw(options).await,
         Chore::E2e(options) => e2e::run(options).await,

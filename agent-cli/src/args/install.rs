@@ -1,6 +1,9 @@
 //! The flags of `install` and `uninstall`: those of the Python agent with their meanings, and ours.
 
+use secrecy::SecretString;
+
 use super::ResourceArgs;
+use super::values::secret;
 
 /// The flags of `install` and `uninstall`.
 #[derive(Debug, clap::Args)]
@@ -14,8 +17,8 @@ Examples:
   agent-cli uninstall --rbac | kubectl delete --ignore-not-found -f -")]
 pub struct InstallArgs {
     /// The API key; it goes into a Secret
-    #[arg(short, long, help_heading = "Prefect", conflicts_with = "secret_name")]
-    pub key: Option<String>,
+    #[arg(short, long, value_parser = secret, help_heading = "Prefect", conflicts_with = "secret_name")]
+    pub key: Option<SecretString>,
     /// A Secret in the agent's namespace that holds the API key [default key: PREFECT__CLOUD__API_KEY]
     #[arg(long, value_name = "NAME[/KEY]", help_heading = "Prefect")]
     pub secret_name: Option<String>,

@@ -1,9 +1,11 @@
 //! The kinds of values that flags take.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use secrecy::SecretString;
 
 /// The suffixes of Kubernetes quantities.
 const SUFFIXES: [&str; 16] = [
@@ -38,6 +40,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "use a duration such as 90s, 5m, 1h or 7d".to_owned())
 }
 
+/// What is never shown.
+pub(super) fn secret(text: &str) -> Result<SecretString, Infallible> {
+    Ok(SecretString::from(text))
+}
+
 /// A Kubernetes quantity: a number, and a suffix or an exponent.
 pub(super) fn quantity(text: &str) -> Result<String, String> {
     let wrong = || "use a quantity such as 512Mi, 0.5 or 500m".to_owned();
@@ -65,6 +72,8 @@ pub(super) fn whole_seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -80,6 +89,17 @@ mod tests {
         }
         for bad in ["", "5", "soon", "-5m", "1 month"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_are_not_shown_with_the_flags() {
+        for line in [
+            ["agent-cli", "start", "--key", "hush"],
+            ["agent-cli", "install", "--key", "hush"],
+        ] {
+            let given = crate::args::Cli::try_parse_from(line).expect("it parses");
+            assert!(!format!("{given:?}").contains("hush"), "{given:?}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The real binary against the testkit's servers, over real HTTP on both sides.
 
+mod again;
 mod checking;
 mod crashing;
 mod deploying;

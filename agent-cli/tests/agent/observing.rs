@@ -65,6 +65,7 @@ async fn every_metric_is_exported_with_its_meaning_and_documented() {
         "prefect_agent_kubernetes_requests_total{verb=\"create\",resource=\"jobs\",outcome=\"ok\"} 1",
         "prefect_agent_api_requests_total{operation=\"set_flow_run_states\",outcome=\"ok\"}",
         "# HELP prefect_agent_polls_total Polls of the queue",
+        "prefect_agent_tasks ",
     ] {
         assert!(text.contains(line), "{line} in\n{text}\n{}", agent.output());
     }

@@ -6,6 +6,8 @@ use agent_testkit::faults::{Fault, Rule};
 use agent_testkit::prefect::Auth;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::world::{Agent, PATIENCE, World};
 
@@ -77,6 +79,40 @@ async fn an_api_that_speaks_html_is_told_apart() {
         message.contains("no GraphQL answer") && message.contains("html"),
         "{message}"
     );
+}
+
+/// A server whose answers never end.
+async fn endless() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await?;
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{";
+                stream.write_all(head.as_bytes()).await?;
+                let spaces = vec![b' '; 1 << 20];
+                while stream.write_all(&spaces).await.is_ok() {}
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_never_end_fill_no_memory() {
+    let world = World::new().await;
+    let server = endless().await;
+    let message = fails(world.start(&["--api", &server])).await;
+    assert!(message.contains("larger than 64 MiB"), "{message}");
+    let file = world.path().join("kubeconfig");
+    let kubeconfig = std::fs::read_to_string(&file).expect("written");
+    let elsewhere = kubeconfig.replace(&world.kubernetes.url(), &server);
+    std::fs::write(&file, elsewhere).expect("written");
+    let message = fails(world.start(&[])).await;
+    assert!(message.contains("length limit"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -208,6 +208,7 @@ async fn submit(
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut refused: Option<Instant> = None;
     let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
+    let mut unanswered = false;
     let Submission { job, created } = loop {
         if !std::mem::replace(&mut fresh, false) {
             match awaits_job(shared, run).await {
@@ -243,6 +244,7 @@ async fn submit(
                 tokio::time::sleep(backoff.pause(None)).await;
             }
             Err(error) if error.is_transient() => {
+                unanswered = true;
                 shared.slots.complain();
                 tracing::warn!("Cannot submit flow run {}, will try again: {error}", run.id);
                 tokio::time::sleep(backoff.pause(error.retry_after())).await;
@@ -266,8 +268,12 @@ async fn submit(
         metrics::histogram!("prefect_agent_deploy_latency_seconds").record(late);
     }
     tracing::info!("Completed deployment of flow run {}", run.id);
-    if created {
-        shared.logs.write(submitted(shared, &run.id, &job)).await;
+    let entry = submitted(shared, &run.id, &job);
+    match created {
+        // Another replica that took the run for its own may have made it meanwhile.
+        true if unanswered => shared.logs.write_if_missing(entry),
+        true => shared.logs.write(entry).await,
+        false => {}
     }
     Ok(())
 }

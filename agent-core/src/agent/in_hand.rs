@@ -89,6 +89,11 @@ impl InHand {
         })
     }
 
+    /// Whether a run is claimed, and gets its job just now.
+    pub(super) fn is_claimed(&self, id: &FlowRunId) -> bool {
+        self.lock().held.get(id) == Some(&Stage::Claimed)
+    }
+
     pub(super) fn counts(&self) -> Counts {
         *self.counts.borrow()
     }

@@ -21,6 +21,11 @@ const WAITING: usize = 8192;
 const WAITING_BYTES: usize = 8 << 20;
 /// Entries that have waited for longer may have been written by another replica.
 const STALE: Duration = Duration::from_secs(5);
+/// How long another replica that has the same to say, and is alive, may take to say it: it writes for
+/// [`STALE`] without a look at what is there.
+pub(super) const OTHERS: Duration = Duration::from_secs(6);
+/// What comes on top at the most, so that two that wait for each other do not write together.
+const JITTER: Duration = Duration::from_secs(4);
 /// How long the first entry of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -74,7 +79,17 @@ impl LogSink {
 
     /// Hands over an entry. Waits only while errors alone fill the memory.
     pub(super) async fn write(&self, entry: LogEntry) {
-        self.put(entry, None).await;
+        self.put(entry, Instant::now(), None).await;
+    }
+
+    /// Hands over an entry later, which is then written unless somebody else has written it.
+    pub(super) fn write_if_missing(&self, entry: LogEntry) {
+        let (sink, queued) = (self.clone(), Instant::now());
+        tokio::spawn(async move {
+            sleep(OTHERS + JITTER.mul_f64(fastrand::f64())).await;
+            // As old as it is, it is looked for first.
+            sink.put(entry, queued, None).await;
+        });
     }
 
     /// Hands over entries and waits until they are written, or cannot be.
@@ -82,7 +97,7 @@ impl LogSink {
         let mut settled = Vec::with_capacity(entries.len());
         for entry in entries {
             let (sender, receiver) = oneshot::channel();
-            self.put(entry, Some(sender)).await;
+            self.put(entry, Instant::now(), Some(sender)).await;
             settled.push(receiver);
         }
         for one in settled {
@@ -90,10 +105,10 @@ impl LogSink {
         }
     }
 
-    async fn put(&self, entry: LogEntry, settled: Option<oneshot::Sender<()>>) {
+    async fn put(&self, entry: LogEntry, queued: Instant, settled: Option<oneshot::Sender<()>>) {
         let mut item = Item {
             entry,
-            queued: Instant::now(),
+            queued,
             _settled: settled,
         };
         loop {

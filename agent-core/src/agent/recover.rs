@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::in_hand::{Held, Stage};
-use super::{Shared, deploy};
+use super::{Shared, deploy, logs};
 use crate::{FlowRunId, JobRef, LogEntry, Result};
 
 /// Runs that are recovered at the same time, so that memory is bounded: each is held with its run
@@ -100,6 +100,8 @@ async fn tell(shared: &Arc<Shared>, lines: Vec<LogEntry>, seen: &mut HashSet<Flo
     if lines.is_empty() {
         return;
     }
+    // Whoever has just made a job tells of it.
+    sleep(logs::OTHERS).await;
     match shared.source.logged(&lines).await {
         Ok(there) => {
             for (line, _) in lines.into_iter().zip(there).filter(|(_, there)| !there) {

@@ -57,6 +57,20 @@ impl Cluster {
         self.jobs().is_empty()
     }
 
+    /// Has somebody begun to tell of a finding of every job.
+    pub fn begun_by(&self, teller: &str, key: &str) {
+        for job in self.jobs().values_mut() {
+            job.notes.insert(key.to_owned(), Some(teller.to_owned()));
+        }
+    }
+
+    /// Whether this is the one who tells of a finding, of some job.
+    pub fn is_told_by(&self, teller: &str, key: &str) -> bool {
+        let begun = Some(teller.to_owned());
+        let jobs = self.jobs();
+        jobs.values().any(|job| job.notes.get(key) == Some(&begun))
+    }
+
     fn jobs(&self) -> MutexGuard<'_, BTreeMap<String, MemoryJob>> {
         self.jobs.lock().expect("no panics")
     }

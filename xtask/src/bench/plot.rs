@@ -1,19 +1,29 @@
-//! A line plot with logarithmic axes, as SVG.
+//! A line plot, as SVG.
 
 use std::fmt::Write;
 
 /// What a plot shows.
-pub(super) struct Plot {
-    pub(super) title: String,
+pub(crate) struct Plot {
+    pub(crate) title: String,
     /// What the horizontal axis counts.
-    pub(super) across: String,
-    pub(super) lines: Vec<Line>,
+    pub(crate) across: String,
+    pub(crate) scale: Scale,
+    pub(crate) lines: Vec<Line>,
 }
 
-/// Points that belong together; all coordinates are positive.
-pub(super) struct Line {
-    pub(super) label: String,
-    pub(super) points: Vec<(f64, f64)>,
+/// How both axes count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// Over whole powers of ten; all coordinates are positive.
+    Logarithmic,
+    /// From zero; no coordinate is negative.
+    Linear,
+}
+
+/// Points that belong together.
+pub(crate) struct Line {
+    pub(crate) label: String,
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 const WIDTH: f64 = 860.0;
@@ -27,51 +37,93 @@ const COLOURS: [&str; 8] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f",
 ];
 
-/// A logarithmic axis over whole powers of ten.
+/// A line of more points than this is drawn without a mark at each.
+const MARKED: usize = 50;
+
+/// An axis, from tick to tick.
 struct Axis {
+    scale: Scale,
+    /// Its ends: powers of ten, or multiples of `step`.
     from: i32,
     to: i32,
+    step: f64,
     begin: f64,
     end: f64,
 }
 
 impl Axis {
-    fn over(values: impl Iterator<Item = f64>, begin: f64, end: f64) -> Self {
+    fn over(scale: Scale, values: impl Iterator<Item = f64>, begin: f64, end: f64) -> Self {
         let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), value| {
             (low.min(value), high.max(value))
         });
-        let (from, to) = match low <= high {
-            true => (low.log10().floor() as i32, high.log10().ceil() as i32),
-            false => (0, 1),
+        let (from, to, step) = match (scale, low <= high) {
+            (Scale::Logarithmic, true) => {
+                (low.log10().floor() as i32, high.log10().ceil() as i32, 1.0)
+            }
+            (Scale::Linear, true) if high > 0.0 => {
+                let step = round_step(high);
+                (0, (high / step).ceil() as i32, step)
+            }
+            _ => (0, 1, 1.0),
         };
         Self {
+            scale,
             from,
             to: to.max(from + 1),
+            step,
             begin,
             end,
         }
     }
 
     fn place(&self, value: f64) -> f64 {
-        let share = (value.log10() - f64::from(self.from)) / f64::from(self.to - self.from);
+        let at = match self.scale {
+            Scale::Logarithmic => value.log10(),
+            Scale::Linear => value / self.step,
+        };
+        let share = (at - f64::from(self.from)) / f64::from(self.to - self.from);
         self.begin + share * (self.end - self.begin)
     }
 
     fn ticks(&self) -> impl Iterator<Item = (f64, String)> {
-        (self.from..=self.to).map(|power| {
-            let value = 10f64.powi(power);
+        (self.from..=self.to).map(|tick| {
+            let (value, power) = match self.scale {
+                Scale::Logarithmic => (10f64.powi(tick), tick),
+                Scale::Linear => (
+                    f64::from(tick) * self.step,
+                    self.step.log10().floor() as i32,
+                ),
+            };
             let digits = usize::try_from(-power).unwrap_or(0);
             (self.place(value), format!("{value:.digits$}"))
         })
     }
 }
 
+/// The smallest of 1, 2, 5, 10, 20 and so on of which ten reach `high`.
+fn round_step(high: f64) -> f64 {
+    let power = 10f64.powf((high / 10.0).log10().floor());
+    let steps = [1.0, 2.0, 5.0].map(|step| step * power);
+    let enough = steps.into_iter().find(|step| step * 10.0 >= high);
+    enough.unwrap_or(10.0 * power)
+}
+
 impl Plot {
     /// The picture.
-    pub(super) fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        let x = Axis::over(points().map(|point| point.0), LEFT, WIDTH - RIGHT);
-        let y = Axis::over(points().map(|point| point.1), HEIGHT - BOTTOM, TOP);
+        let x = Axis::over(
+            self.scale,
+            points().map(|point| point.0),
+            LEFT,
+            WIDTH - RIGHT,
+        );
+        let y = Axis::over(
+            self.scale,
+            points().map(|point| point.1),
+            HEIGHT - BOTTOM,
+            TOP,
+        );
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
              font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -139,7 +191,8 @@ fn draw(svg: &mut String, n: usize, line: &Line, x: &Axis, y: &Axis) {
             path.join(" ")
         ),
     );
-    for (x, y) in places {
+    let marked = line.points.len() <= MARKED;
+    for (x, y) in places.filter(|_| marked) {
         element(
             svg,
             format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>"),
@@ -173,12 +226,28 @@ mod tests {
 
     #[test]
     fn ten_times_as_much_is_equally_far_wherever_it_begins() {
-        let axis = Axis::over([100.0, 10_000.0].into_iter(), 0.0, 200.0);
+        let axis = Axis::over(
+            Scale::Logarithmic,
+            [100.0, 10_000.0].into_iter(),
+            0.0,
+            200.0,
+        );
         assert_eq!(axis.place(100.0), 0.0);
         assert_eq!(axis.place(1_000.0), 100.0);
         assert_eq!(axis.place(10_000.0), 200.0);
         let labels: Vec<String> = axis.ticks().map(|(_, label)| label).collect();
         assert_eq!(labels, ["100", "1000", "10000"]);
+    }
+
+    #[test]
+    fn a_linear_axis_begins_at_zero_and_ends_at_a_round_number() {
+        let axis = Axis::over(Scale::Linear, [12.0, 27.0].into_iter(), 0.0, 300.0);
+        assert_eq!((axis.place(0.0), axis.place(15.0)), (0.0, 150.0));
+        let labels: Vec<String> = axis.ticks().map(|(_, label)| label).collect();
+        assert_eq!(labels, ["0", "5", "10", "15", "20", "25", "30"]);
+        let axis = Axis::over(Scale::Linear, [0.9].into_iter(), 0.0, 300.0);
+        let last = axis.ticks().last().map(|(_, label)| label);
+        assert_eq!(last.as_deref(), Some("0.9"));
     }
 
     #[test]
@@ -190,6 +259,7 @@ mod tests {
         let plot = Plot {
             title: "cost".to_owned(),
             across: "runs".to_owned(),
+            scale: Scale::Logarithmic,
             lines: vec![line("a < b"), line("c")],
         };
         let svg = plot.svg();

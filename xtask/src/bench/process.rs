@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// CPU time and memory of a process.
+/// CPU time, memory and threads of a process.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// In user and kernel mode, of all threads. Linux counts in hundredths of a second.
-    pub(super) cpu: Duration,
+    pub(crate) cpu: Duration,
     /// Resident memory, now and at most, in MiB.
-    pub(super) resident: f64,
-    pub(super) peak: f64,
+    pub(crate) resident: f64,
+    pub(crate) peak: f64,
+    pub(crate) threads: u32,
 }
 
 impl Usage {
     /// Of the process of this id.
-    pub(super) fn of(pid: u32) -> Result<Self> {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
         let read = |file: &str| {
             let path = format!("/proc/{pid}/{file}");
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
@@ -32,23 +33,31 @@ impl Usage {
             .zip(ticks(12))
             .context("/proc/PID/stat has no times")?;
         let status = read("status")?;
-        let mib = |name: &str| {
+        let number = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-            let kib = kib.and_then(|kib| kib.trim().parse::<f64>().ok());
-            kib.map(|kib| kib / 1024.0)
-                .with_context(|| format!("/proc/PID/status has no {name}"))
+            let number = line.map(|line| line.trim().trim_end_matches(" kB"));
+            let number = number.and_then(|number| number.parse::<u32>().ok());
+            number.with_context(|| format!("/proc/PID/status has no {name}"))
         };
+        let mib = |name: &str| number(name).map(|kib| f64::from(kib) / 1024.0);
         Ok(Self {
             cpu: Duration::from_millis((user + system) * 10),
             resident: mib("VmRSS:")?,
             peak: mib("VmHWM:")?,
+            threads: number("Threads:")?,
         })
     }
 }
 
+/// How many files, sockets and the like a process has open.
+pub(crate) fn descriptors(pid: u32) -> Result<usize> {
+    let path = format!("/proc/{pid}/fd");
+    let files = std::fs::read_dir(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(files.count())
+}
+
 /// Processor, number of cores, memory and kernel of this machine, in a line.
-pub(super) fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let after = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name));

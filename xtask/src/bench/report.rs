@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
-use super::plot::{Line, Plot};
+use super::plot::{Line, Plot, Scale};
 use super::process::machine;
 
 /// One thing that was measured.
@@ -153,6 +153,7 @@ impl Report {
             let plot = Plot {
                 title: format!("{scenario}: cost against the number of runs"),
                 across: "runs".to_owned(),
+                scale: Scale::Logarithmic,
                 lines: names(&rows).into_iter().filter_map(line).collect(),
             };
             let file = directory.join(format!("{scenario}.svg"));
@@ -212,7 +213,7 @@ pub(super) fn median_of(rounds: &[Vec<Figure>]) -> Vec<Figure> {
 }
 
 /// The value that this share of all values does not exceed; 0 without any.
-pub(super) fn quantile(values: &mut [f64], share: f64) -> f64 {
+pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let rank = (share * values.len() as f64).ceil() as usize;
     values

@@ -18,6 +18,8 @@ const UNREPORTED: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(2);
 /// After what time something that was refused is tried again.
 const REFUSED: Duration = Duration::from_secs(300);
+/// The same for a job whose run gets a job just now.
+const DEPLOYING: Duration = Duration::from_secs(1);
 
 /// The logger's name of what concerns jobs; that of the Python agent.
 const LOGGER: &str = "k8s-infra";
@@ -76,6 +78,12 @@ impl Supervisor {
             job.run_restarted = true;
             due.retain(|finding| finding.key != ENDED_WITHOUT);
             delete = false;
+        }
+        let fails = due.iter().any(|finding| finding.failure.is_some());
+        if fails && self.shared.in_hand.is_claimed(run) {
+            // Once the new job is there, it shows whether this one is still the run's.
+            self.table.look_again(&seen.job, Instant::now() + DEPLOYING);
+            return Ok(());
         }
         let failed = self.fail(&seen, &due, &state).await?;
         let told = self.tell(&seen, &due, &mut job.own, teller).await?;

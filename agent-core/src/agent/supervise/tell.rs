@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Supervisor;
 use super::table::Own;
@@ -16,6 +16,8 @@ use crate::{LogEntry, Result};
 
 /// How long the last output of a failed process may take to be read.
 const OUTPUT: Duration = Duration::from_secs(5);
+/// How long what a teller has sent may take to arrive after it was taken for dead.
+const ARRIVES: Duration = Duration::from_secs(2);
 
 impl Supervisor {
     /// Tells what is new; whether all of it was told.
@@ -59,6 +61,7 @@ impl Supervisor {
         }
         if !inherited.is_empty() {
             self.begin(seen, &inherited, teller, true).await?;
+            sleep(ARRIVES).await;
             entries.extend(self.unwritten(&inherited).await?);
         }
         failpoint::reached("after-begin");
