@@ -277,6 +277,44 @@ async fn failed_jobs_can_be_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_may_not_see_pods_still_follows_the_jobs() {
+    let denied = [("list", "pods"), ("watch", "pods")];
+    let course = Course::exits_with(3, Duration::ZERO);
+    let world = World::with_course_denying(course, &denied).await;
+    let run = world.prefect.seed(retried(0));
+    let agent = world.start(&["--max-in-flight", "1"]);
+    let message = world.fails(run, &agent).await;
+    assert!(message.contains("BackoffLimitExceeded"), "{message}");
+    assert_eq!(world.told(run, "ERROR").await.len(), 1);
+    let other = world.prefect.seed(retried(0));
+    world.fails(other, &agent).await;
+    assert!(
+        agent.output().contains("Pods are not seen"),
+        "{}",
+        agent.output()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_may_not_mark_jobs_tells_nothing_twice() {
+    let course = Course::exits_with(3, Duration::ZERO);
+    let world = World::with_course_denying(course, &[("patch", "jobs")]).await;
+    let run = world.prefect.seed(retried(0));
+    let agent = world.start(&["--disable-job-deletion"]);
+    world.fails(run, &agent).await;
+    assert_eq!(world.told(run, "ERROR").await.len(), 1);
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    agent.ended().await;
+    let again = world.start(&["--disable-job-deletion"]);
+    let other = world.prefect.seed(retried(0));
+    world.fails(other, &again).await;
+    // By its end, it has told all that it had to tell.
+    again.signal(nix::sys::signal::Signal::SIGTERM);
+    again.ended().await;
+    assert_eq!(world.told(run, "ERROR").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_storm_under_faults_and_cut_watches_ends_every_run_and_tells_each_once() {
     const RUNS: usize = 300;
     let world = World::with_course(Course::exits_with(1, Duration::from_millis(300))).await;

@@ -41,6 +41,11 @@ impl World {
     /// Servers without faults, and a node on which every pod takes this course. Flows report that
     /// they run, and that they have succeeded.
     pub(crate) async fn with_course(course: Course) -> Self {
+        Self::with_course_denying(course, &[]).await
+    }
+
+    /// The same, with a Kubernetes API that refuses these verbs on these resources.
+    pub(crate) async fn with_course_denying(course: Course, denied: &[(&str, &str)]) -> Self {
         let prefect = PrefectApi::builder().start().await;
         let prefect = Arc::new(prefect.expect("a port is free"));
         let run = |attempt: &Attempt| attempt.flow_run_id().and_then(|id| id.parse().ok());
@@ -57,7 +62,9 @@ impl World {
                     ended.set_state_named(run, "Success", "");
                 }
             });
-        Self::of(prefect, kubernetes).await
+        let deny =
+            |api: KubernetesApiBuilder, (verb, resource): &(&str, &str)| api.deny(verb, resource);
+        Self::of(prefect, denied.iter().fold(kubernetes, deny)).await
     }
 
     /// These servers, and a node that does nothing.

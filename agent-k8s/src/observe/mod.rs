@@ -44,6 +44,8 @@ struct Index {
     listed: [Option<HashSet<String>>; 3],
     /// Both Jobs and pods were listed once.
     complete: [bool; 2],
+    /// This agent may not see pods, so that their absence means nothing.
+    pods_hidden: bool,
 }
 
 /// A change to objects of one kind, of which only a view is kept.
@@ -58,6 +60,8 @@ enum Change<V> {
     Listed,
     /// The watch has broken off.
     Broken(String),
+    /// The API server does not let this agent see objects of this kind.
+    Forbidden(String),
 }
 
 /// A change to one kind of object.
@@ -127,47 +131,78 @@ where
                     view(&object).map(Change::Is)
                 }
                 Ok(watcher::Event::Delete(object)) => Some(Change::IsNot(object.name_any())),
+                Err(error) if is_forbidden(&error) => Some(Change::Forbidden(explain(&error))),
                 Err(error) => Some(Change::Broken(explain(&error))),
             };
             std::future::ready(change)
         })
 }
 
+/// Whether a watch cannot begin because this agent may not list, or not watch.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+            matches!(error, kube::Error::Api(status) if status.code == 403)
+        }
+        _ => false,
+    }
+}
+
 impl Seen {
     /// The watch that has broken off, and why.
     fn broken(&self) -> Option<(&'static str, &String)> {
         match self {
-            Self::Job(Change::Broken(reason)) => Some(("jobs", reason)),
-            Self::Pod(Change::Broken(reason)) => Some(("pods", reason)),
-            Self::Event(Change::Broken(reason)) => Some(("events", reason)),
+            Self::Job(Change::Broken(reason) | Change::Forbidden(reason)) => Some(("jobs", reason)),
+            Self::Pod(Change::Broken(reason) | Change::Forbidden(reason)) => Some(("pods", reason)),
+            Self::Event(Change::Broken(reason) | Change::Forbidden(reason)) => {
+                Some(("events", reason))
+            }
             _ => None,
         }
     }
 }
 
 impl Index {
+    /// Whether everything is known that was there at first, as far as this agent may see it.
+    fn is_complete(&self) -> bool {
+        self.complete[0] && (self.complete[1] || self.pods_hidden)
+    }
+
     /// Takes in a change; what is seen then.
     fn take_in(&mut self, seen: Seen) -> Vec<Sighting> {
         if let Some((watch, reason)) = seen.broken() {
             tracing::warn!("The watch over {watch} broke off: {reason}");
             let reason = reason.clone();
-            return vec![Sighting::Broken { watch, reason }];
+            let broken = Sighting::Broken { watch, reason };
+            let mut sightings = vec![broken];
+            if matches!(seen, Seen::Pod(Change::Forbidden(_))) && !self.complete[1] {
+                // What the Jobs themselves show is better than nothing.
+                tracing::warn!("Pods are not seen: flow runs are told only what their Jobs show");
+                sightings.extend(self.news(seen));
+            }
+            return sightings;
         }
-        let before = self.complete == [true, true];
+        self.news(seen)
+    }
+
+    /// What is new after a change.
+    fn news(&mut self, seen: Seen) -> Vec<Sighting> {
+        let before = self.is_complete();
         let jobs = self.apply(seen).into_iter().map(Sighting::Job);
-        let complete = self.complete == [true, true] && !before;
+        let complete = self.is_complete() && !before;
         jobs.chain(complete.then_some(Sighting::Complete)).collect()
     }
 
     /// Takes in a change; the observations of the Jobs that it concerns.
     fn apply(&mut self, seen: Seen) -> Vec<Observation> {
-        let before = self.complete == [true, true];
+        let before = self.is_complete();
         let (touched, gone) = match seen {
             Seen::Job(change) => self.job(change),
             Seen::Pod(change) => (self.pod(change), Vec::new()),
             Seen::Event(change) => (self.event(change), Vec::new()),
         };
-        let complete = self.complete == [true, true];
+        let complete = self.is_complete();
         let mut found = gone;
         if complete && !before {
             let foreign = self
@@ -217,7 +252,7 @@ impl Index {
                 let gone = missing.iter().filter_map(|name| self.remove_job(name));
                 return (Vec::new(), gone.collect());
             }
-            Change::Broken(_) => {}
+            Change::Broken(_) | Change::Forbidden(_) => {}
         }
         Default::default()
     }
@@ -277,11 +312,13 @@ impl Index {
             Change::IsNot(name) => self.remove_pod(&name),
             Change::Listed => {
                 self.complete[1] = true;
+                self.pods_hidden = false;
                 let missing = missing(&self.pods, self.listed[1].take());
                 for name in missing {
                     self.remove_pod(&name);
                 }
             }
+            Change::Forbidden(_) => self.pods_hidden = true,
             Change::Broken(_) => {}
         }
         Vec::new()
@@ -303,7 +340,7 @@ impl Index {
         match change {
             Change::Listing => self.listed[2] = Some(HashSet::new()),
             Change::Is((key, view)) => {
-                if self.complete == [true, true] && !self.concerns_us(&view) {
+                if self.is_complete() && !self.concerns_us(&view) {
                     return Vec::new();
                 }
                 let pod = self.pods.get(&view.object).filter(|_| !view.of_job);
@@ -328,7 +365,7 @@ impl Index {
                     self.remove_event(&key);
                 }
             }
-            Change::Broken(_) => {}
+            Change::Broken(_) | Change::Forbidden(_) => {}
         }
         Vec::new()
     }
@@ -405,6 +442,10 @@ impl Index {
             .filter_map(|key| self.events.get(key))
             .collect();
         events.sort_by_key(|event| event.at);
+        if self.pods_hidden {
+            // That a pod could not be created matters only while there is none.
+            events.clear();
+        }
         let mut since = self.since.remove(name).unwrap_or_default();
         let findings = diagnose::findings(job, &pods, &events, &self.graces, |key| {
             *since.entry(key.to_owned()).or_insert_with(Instant::now)

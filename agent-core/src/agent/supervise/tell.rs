@@ -37,7 +37,13 @@ impl Supervisor {
             self.shared.logs.written(entries).await;
             return Ok(true);
         }
-        let turns = self.begin(seen, due, teller, false).await?;
+        let Some(turns) = self.begin(seen, due, teller, false).await? else {
+            // An earlier process could not mark what it told, either: the run's log has it.
+            let entries = self.unwritten(due).await?;
+            self.shared.logs.written(entries).await;
+            own.handled.extend(keys(due));
+            return Ok(true);
+        };
         let (mut ours, mut inherited, mut all) = (Vec::new(), Vec::new(), true);
         for (finding, turn) in due.iter().zip(turns) {
             match turn {
@@ -77,22 +83,22 @@ impl Supervisor {
         Ok(all)
     }
 
-    /// Marks the findings as ours to tell, as far as they are. What cannot be marked is told
-    /// nevertheless.
+    /// Marks the findings as ours to tell, as far as they are; `None` when this agent may not mark
+    /// the job.
     async fn begin(
         &self,
         seen: &Observation,
         findings: &[&Finding],
         teller: &str,
         take_over: bool,
-    ) -> Result<Vec<Turn>> {
+    ) -> Result<Option<Vec<Turn>>> {
         let keys = keys(findings);
         let backend = &self.shared.backend;
         let begin = || backend.begin_telling(&seen.job, &keys, teller, take_over);
         let what = format!("Cannot note on Job {} what is told", seen.job);
         match self.insistently(&what, begin).await {
-            Err(error) if !error.is_transient() => Ok(vec![Turn::Ours; keys.len()]),
-            turns => turns,
+            Err(error) if !error.is_transient() => Ok(None),
+            turns => turns.map(Some),
         }
     }
 
