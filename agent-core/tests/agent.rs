@@ -11,7 +11,7 @@ use agent_core::{
     Agent, Error, FlowRun, FlowRunId, FlowRunSource, JobBackend, JobRef, LogEntry, LogLevel, Phase,
     Result, Submission, async_trait,
 };
-use support::{Faults, Jobs, Memory, Running, until};
+use support::{Faults, Jobs, Memory, Poison, Running, Stored, until};
 use tokio::time::{Instant, sleep};
 
 fn world() -> (Arc<Memory>, Arc<Jobs>) {
@@ -385,6 +385,30 @@ fn submitted() -> LogEntry {
 async fn two_replicas_that_take_a_job_for_theirs_tell_of_it_once() {
     assert_eq!(told_of_an_unanswered_job(true).await, 1);
     assert_eq!(told_of_an_unanswered_job(false).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_always_fails_or_a_writer_that_panics_holds_up_no_other_entry() {
+    for poison in [Poison::Fails, Poison::Panics] {
+        let (source, jobs) = world();
+        for n in 0..20 {
+            source.seed(&format!("{n}"), None);
+        }
+        *source.poison.lock().expect("no panics") = Some(("7".into(), poison));
+        let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+        until("the deployments", || jobs.created().len() == 20).await;
+        source.seed("later", None);
+        until("a later entry", || !source.run("later").logs.is_empty()).await;
+        if matches!(poison, Poison::Fails) {
+            let told = |run: &Stored| usize::from(!run.logs.is_empty());
+            until("all others", || {
+                source.runs().values().map(told).sum::<usize>() == 20
+            })
+            .await;
+        }
+        assert!(source.run("7").logs.is_empty());
+        agent.kill();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,6 +26,12 @@ const STALE: Duration = Duration::from_secs(5);
 pub(super) const OTHERS: Duration = Duration::from_secs(6);
 /// What comes on top at the most, so that two that wait for each other do not write together.
 const JITTER: Duration = Duration::from_secs(4);
+/// Failures of one batch, with successful looks at what is there between them, after which the batch
+/// itself is suspected.
+const SUSPECT: u32 = 5;
+/// How long an entry is tried that fails by itself while the source answers: longer than the time in
+/// which a database comes back.
+const HOPELESS: Duration = Duration::from_secs(900);
 /// How long the first entry of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -72,7 +78,17 @@ impl LogSink {
             queue: queue.clone(),
         };
         let task = tokio::spawn(async move {
-            ended.run_until_cancelled(writer.run()).await;
+            loop {
+                let (writer, ended) = (writer.clone(), ended.clone());
+                let run = async move { ended.run_until_cancelled(writer.run()).await };
+                match tokio::spawn(run).await {
+                    // What it had in hand is lost, the rest is not.
+                    Err(error) if error.is_panic() => {
+                        tracing::error!("The writer of flow-run logs failed and begins again");
+                    }
+                    _ => return,
+                }
+            }
         });
         (Self(queue.clone()), LogWriter { queue, task })
     }
@@ -193,6 +209,7 @@ fn dropped(level: LogLevel, why: &'static str) {
         .increment(1);
 }
 
+#[derive(Clone)]
 struct Writer {
     source: Arc<dyn FlowRunSource>,
     queue: Arc<Queue>,
@@ -239,8 +256,8 @@ impl Writer {
         Some(self.queue.lock().take())
     }
 
-    /// Writes a batch, whatever it takes. One that is refused is halved, so that an entry that
-    /// cannot be written takes no other with it.
+    /// Writes a batch, whatever it takes. One that is refused, or fails again and again, is halved,
+    /// so that an entry that cannot be written takes no other with it.
     async fn deliver(&self, batch: Vec<Item>) {
         let mut batches = vec![batch];
         while let Some(mut batch) = batches.pop() {
@@ -249,6 +266,14 @@ impl Writer {
                 Err(_) if batch.len() > 1 => {
                     let second = batch.split_off(batch.len() / 2);
                     batches.extend([second, batch]);
+                }
+                Err(error) if error.is_transient() && !is_hopeless(&batch) => {
+                    // Others first.
+                    let mut waiting = self.queue.lock();
+                    for item in batch {
+                        waiting.bytes += item.entry.message.len();
+                        waiting.items.push_back(item);
+                    }
                 }
                 Err(error) => {
                     for item in &batch {
@@ -261,11 +286,12 @@ impl Writer {
         }
     }
 
-    /// Writes a batch until it is there or refused. After a failure that may pass it first looks
+    /// Writes a batch until it is there, refused, or suspected to be what makes it fail. After a failure that may pass it first looks
     /// which entries are there nevertheless; and so it does when they have waited for long, because
     /// this process may have been taken for dead, and another may have written them.
     async fn try_deliver(&self, batch: &mut Vec<Item>) -> crate::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        let mut failures = 0;
         if batch.iter().any(|item| item.queued.elapsed() > STALE) {
             let late = Error::transient("the entries have waited for long");
             self.keep_unwritten(batch, &mut backoff, late).await;
@@ -284,6 +310,10 @@ impl Writer {
                 Err(error) => return Err(error),
             };
             tracing::warn!("Failed to write flow-run logs, will try again: {error}");
+            failures += 1;
+            if failures == SUSPECT {
+                return Err(error);
+            }
             self.keep_unwritten(batch, &mut backoff, error).await;
         }
         Ok(())
@@ -306,6 +336,11 @@ impl Writer {
         let mut there = there.into_iter();
         batch.retain(|_| !there.next().unwrap_or(false));
     }
+}
+
+/// Whether entries have been tried for so long that they would fail for ever.
+fn is_hopeless(batch: &[Item]) -> bool {
+    batch.iter().all(|item| item.queued.elapsed() > HOPELESS)
 }
 
 #[cfg(test)]

@@ -68,6 +68,13 @@ pub struct Faults {
     pub latency_ms: u64,
 }
 
+/// What an entry of one run does to the writing of logs.
+#[derive(Debug, Clone, Copy)]
+pub enum Poison {
+    Fails,
+    Panics,
+}
+
 pub struct Memory {
     pub clock: Clock,
     pub runs: Mutex<BTreeMap<FlowRunId, Stored>>,
@@ -76,6 +83,7 @@ pub struct Memory {
     pub faults: Mutex<Faults>,
     pub random: Mutex<fastrand::Rng>,
     pub lose_next_claims: AtomicUsize,
+    pub poison: Mutex<Option<(FlowRunId, Poison)>>,
     /// The source keeps every run in its queue.
     pub keeps_queued: AtomicBool,
     /// A run that is read again has ended just before.
@@ -93,6 +101,7 @@ impl Memory {
             faults: Mutex::default(),
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             lose_next_claims: AtomicUsize::new(0),
+            poison: Mutex::default(),
             keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
@@ -241,6 +250,15 @@ impl FlowRunSource for Memory {
 
     async fn write_logs(&self, entries: &[LogEntry]) -> Result<()> {
         let (before, after) = self.weather().await;
+        let poison = self.poison.lock().expect("no panics").clone();
+        if let Some((run, poison)) = poison
+            && entries.iter().any(|entry| entry.flow_run_id == run)
+        {
+            match poison {
+                Poison::Fails => return Err(broken()),
+                Poison::Panics => panic!("an entry of run {run}"),
+            }
+        }
         if before {
             return Err(broken());
         }
