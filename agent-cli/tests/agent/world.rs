@@ -41,17 +41,21 @@ impl World {
     /// Servers without faults, and a node on which every pod takes this course. Flows report that
     /// they run, and that they have succeeded.
     pub(crate) async fn with_course(course: Course) -> Self {
-        Self::with_course_denying(course, &[]).await
+        Self::with_courses(move |_| course.clone(), &[]).await
     }
 
-    /// The same, with a Kubernetes API that refuses these verbs on these resources.
-    pub(crate) async fn with_course_denying(course: Course, denied: &[(&str, &str)]) -> Self {
+    /// The same, with a course for each pod and a Kubernetes API that refuses these verbs on these
+    /// resources.
+    pub(crate) async fn with_courses(
+        course: impl Fn(&Attempt) -> Course + Send + Sync + 'static,
+        denied: &[(&str, &str)],
+    ) -> Self {
         let prefect = PrefectApi::builder().start().await;
         let prefect = Arc::new(prefect.expect("a port is free"));
         let run = |attempt: &Attempt| attempt.flow_run_id().and_then(|id| id.parse().ok());
         let (started, ended) = (prefect.clone(), prefect.clone());
         let kubernetes = KubernetesApi::builder()
-            .course(move |_| course.clone())
+            .course(course)
             .on_pod_started(move |attempt| {
                 if let Some(run) = run(attempt) {
                     started.set_state_named(run, "Running", "");
