@@ -17,7 +17,7 @@ use tokio::process::Child;
 use tokio::time::MissedTickBehavior;
 
 use self::sample::{QUANTITIES, Sample};
-use self::world::World;
+use self::world::{LIFE, World};
 
 /// How long the agent may take to serve its metrics, and to end.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -79,9 +79,10 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     };
     sample::print(&samples);
     if let Some(file) = &options.svg {
+        let length = jiff::SignedDuration::try_from(options.length)?;
         let title = format!(
-            "Soak: {} runs in {:?}, {} per second",
-            world.runs, options.length, options.rate
+            "Soak: {} runs in {length:#}, {} per second",
+            world.runs, options.rate
         );
         let written = std::fs::write(file, sample::svg(&samples, title));
         written.with_context(|| format!("cannot write {}", file.display()))?;
@@ -129,7 +130,7 @@ async fn soak(
         tokio::select! {
             () = &mut end => break,
             _ = runs.tick() => world.seed(),
-            _ = tidy.tick() => world.forget(),
+            _ = tidy.tick() => world.forget(LIFE),
             _ = cuts.tick() => {
                 cut += 1;
                 match cut.is_multiple_of(5) {
@@ -147,6 +148,7 @@ async fn soak(
         }
     }
     world.rest().await?;
+    world.forget(Duration::ZERO);
     kill(Pid::from_raw(pid.try_into()?), Signal::SIGTERM)?;
     let status = tokio::time::timeout(PATIENCE, agent.wait()).await;
     let status = status.context("the agent did not end")??;

@@ -18,7 +18,7 @@ use super::fate::Fate;
 /// How long after its start its owner cancels a run that is to be cancelled.
 const CANCELLED: Duration = Duration::from_secs(2);
 /// After this time a run has ended and its Job is gone, retention included.
-const LIFE: Duration = Duration::from_secs(90);
+pub(super) const LIFE: Duration = Duration::from_secs(90);
 /// For how long events are kept; a real API server keeps them for an hour.
 const EVENTS: SignedDuration = SignedDuration::from_secs(60);
 /// The share of requests that go wrong, for each kind of fault.
@@ -110,10 +110,11 @@ impl World {
         self.runs += 1;
     }
 
-    /// Forgets runs whose time is over, and old events, so that the servers stay as large as they are.
-    pub(super) fn forget(&mut self) {
+    /// Forgets runs that are so old, after a look at how they ended, and old events, so that the servers
+    /// stay as large as they are.
+    pub(super) fn forget(&mut self, age: Duration) {
         while let Some((since, id)) = self.seeded.front().copied()
-            && since.elapsed() >= LIFE
+            && since.elapsed() >= age
         {
             self.seeded.pop_front();
             let expected = lock(&self.fates).remove(&id).map(Fate::end);
