@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use agent_testkit::faults::{Fault, Rule};
-use agent_testkit::{FlowRunSeed, KubernetesApi, PrefectApi};
+use agent_testkit::{Course, FlowRunSeed, KubernetesApi, PrefectApi};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use uuid::Uuid;
@@ -139,4 +139,33 @@ async fn the_backlog_of_an_hour_is_deployed_once_in_the_order_of_start_times() {
     // Runs that came with the same answer may overtake each other.
     let in_order = |(place, nth): (i64, &i64)| (place - nth).abs() < PAGE;
     assert!((0..).zip(&made).all(in_order), "{made:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_scheduled_again_while_its_job_does_not_get_on_is_failed_by_that_job() {
+    let world = World::with_course(Course::image_pull_failure("no such image")).await;
+    let run = world.prefect.seed(FlowRunSeed::new());
+    let (code, output) = world.start(&["--max-polls", "1"]).ended().await;
+    assert_eq!(code, Some(0), "{output}");
+
+    let backs_off = async {
+        while !format!("{:?}", world.kubernetes.pods()).contains("ImagePullBackOff") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, backs_off)
+        .await
+        .expect("the kubelet backs off");
+    world.prefect.forget_submitted_locks();
+    let due = Timestamp::now() + SignedDuration::from_secs(4);
+    let state = json!({
+        "type": "Scheduled", "message": "Rescheduled.", "start_time": due.to_string(),
+        "context": {}, "cached_inputs": {}, "__version__": "1.4.1",
+        "_result": {"type": "NoResultType", "__version__": "1.4.1"},
+    });
+    world.prefect.set_state(run, state);
+    let agent = world.start(&["--disable-job-deletion"]);
+    let message = world.fails(run, &agent).await;
+    assert!(message.contains("image"), "{message}");
+    assert_eq!(world.kubernetes.creation_count(), 1);
 }

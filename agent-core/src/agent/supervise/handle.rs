@@ -20,6 +20,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const REFUSED: Duration = Duration::from_secs(300);
 /// The same for a job whose run gets a job just now.
 const DEPLOYING: Duration = Duration::from_secs(1);
+/// The same for a job that does not get on and whose run is scheduled again.
+const RESCHEDULED: Duration = Duration::from_secs(5);
 
 /// The logger's name of what concerns jobs; that of the Python agent.
 const LOGGER: &str = "k8s-infra";
@@ -83,6 +85,12 @@ impl Supervisor {
         if fails && self.shared.in_hand.is_claimed(run) {
             // Once the new job is there, it shows whether this one is still the run's.
             self.table.look_again(&seen.job, Instant::now() + DEPLOYING);
+            return Ok(());
+        }
+        if fails && state.phase == Phase::Scheduled && seen.state == JobState::Active {
+            // Whoever claims the run keeps this job, and then it fails the run.
+            self.table
+                .look_again(&seen.job, Instant::now() + RESCHEDULED);
             return Ok(());
         }
         let failed = self.fail(&seen, &due, &state).await?;
