@@ -41,7 +41,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 32)]
     concurrency: u16,
     /// How long `idle` measures, in seconds
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 120)]
     seconds: u64,
     /// Status changes per second in `supervise`
     #[arg(long, default_value_t = 20)]
