@@ -1,11 +1,13 @@
 //! Where flow runs are executed.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 
 use crate::observation::{Sighting, Turn};
-use crate::{FlowRun, Result};
+use crate::{FlowRun, FlowRunId, Result};
 
 /// A job at the backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,15 @@ pub trait JobBackend: Send + Sync + 'static {
     /// # Errors
     /// Either kind.
     async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>>;
+
+    /// Those of these runs that have no [job](Self::jobs) at all: for asking once instead of run by
+    /// run. By default none is known to have none, and each is asked for.
+    ///
+    /// # Errors
+    /// Either kind; the runs are asked for one by one.
+    async fn without_jobs(&self, _runs: &[FlowRunId]) -> Result<HashSet<FlowRunId>> {
+        Ok(HashSet::new())
+    }
 
     /// What happens to the jobs: for each one that exists its present state, then
     /// [`Sighting::Complete`], and then every change. A finding stays in a job's observations for

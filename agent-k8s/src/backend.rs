@@ -265,6 +265,19 @@ impl JobBackend for KubernetesBackend {
             .collect())
     }
 
+    async fn without_jobs(&self, runs: &[FlowRunId]) -> Result<HashSet<FlowRunId>> {
+        let ids: Vec<&str> = runs.iter().map(FlowRunId::as_str).collect();
+        // Without a resource version: what is there now, not what a cache shows.
+        let selector =
+            ListParams::default().labels(&format!("{FLOW_RUN_ID} in ({})", ids.join(",")));
+        let listed = self.timed("Listing Jobs", self.jobs.list_metadata(&selector));
+        let listed = listed.await?.items;
+        let labels = listed.iter().map(|job| job.labels().get(FLOW_RUN_ID));
+        let with: HashSet<&str> = labels.flatten().map(String::as_str).collect();
+        let without = runs.iter().filter(|run| !with.contains(run.as_str()));
+        Ok(without.cloned().collect())
+    }
+
     fn observations(&self) -> BoxStream<'static, Sighting> {
         let labels = self.manifests.labels();
         observe::sightings(&self.client, &self.namespace, labels, self.graces.clone())

@@ -1,6 +1,6 @@
 //! Jobs in memory that run and end, seen and supervised by several replicas of an agent.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -175,6 +175,15 @@ impl JobBackend for Replica {
             finished: job.ends <= Instant::now(),
         };
         Ok(of_run.map(job).collect())
+    }
+
+    async fn without_jobs(&self, runs: &[FlowRunId]) -> Result<HashSet<FlowRunId>> {
+        let (before, _) = self.fault().await;
+        lost(before)?;
+        let jobs = self.cluster.jobs();
+        let with: HashSet<&FlowRunId> = jobs.values().map(|job| &job.run).collect();
+        let without = runs.iter().filter(|run| !with.contains(run));
+        Ok(without.cloned().collect())
     }
 
     fn observations(&self) -> BoxStream<'static, Sighting> {

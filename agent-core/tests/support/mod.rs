@@ -7,7 +7,7 @@
 
 pub mod cluster;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -311,6 +311,9 @@ pub struct Jobs {
     pub refuse: Mutex<Option<Error>>,
     /// Nothing can be asked.
     pub away: AtomicBool,
+    /// Questions for the jobs of one run, and of many.
+    pub asked: AtomicUsize,
+    pub asked_for_many: AtomicUsize,
     pub active: AtomicUsize,
     pub most_active: AtomicUsize,
 }
@@ -323,6 +326,8 @@ impl Jobs {
             existing: Mutex::default(),
             refuse: Mutex::default(),
             away: AtomicBool::new(false),
+            asked: AtomicUsize::new(0),
+            asked_for_many: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
             most_active: AtomicUsize::new(0),
         })
@@ -365,11 +370,22 @@ impl JobBackend for Jobs {
     }
 
     async fn jobs(&self, run: &FlowRun) -> Result<Vec<JobRef>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         if self.away.load(Ordering::SeqCst) {
             return Err(broken());
         }
         let existing = self.existing.lock().expect("no panics");
         Ok(existing.get(&run.id).cloned().unwrap_or_default())
+    }
+
+    async fn without_jobs(&self, runs: &[FlowRunId]) -> Result<HashSet<FlowRunId>> {
+        self.asked_for_many.fetch_add(1, Ordering::SeqCst);
+        if self.away.load(Ordering::SeqCst) {
+            return Err(broken());
+        }
+        let existing = self.existing.lock().expect("no panics");
+        let none = |run: &&FlowRunId| !existing.contains_key(*run);
+        Ok(runs.iter().filter(none).cloned().collect())
     }
 }
 
