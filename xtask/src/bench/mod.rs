@@ -159,7 +159,7 @@ async fn measure(options: &Options, binary: PathBuf) -> Result<()> {
             idle::run(options, runs, &ours, &mut report).await?;
         }
         if wanted(Scenario::Supervise) {
-            supervise::run(options, runs, &ours, &mut report).await?;
+            supervise::run(options, runs, &ours, peer.as_ref(), &mut report).await?;
         }
     }
     report.print();
