@@ -3,6 +3,7 @@
 //! - [`client`]: [`PrefectApi`] and its [`ApiSettings`]: who the agent is and what it asks.
 //! - [`error`]: [`ApiError`], typed by what came back.
 //! - [`row`]: a row of the API's `flow_run` query, and the flow run it describes.
+//! - `decode`: what answers mean, without the requests; for benchmarks.
 //! - `source`: the client as a [`agent_core::FlowRunSource`]: claims whose outcome is read back
 //!   when an answer was lost.
 //! - `transport`: one pooled HTTP client; headers, time limits, retries, and what each answer
@@ -12,6 +13,8 @@
 #![warn(missing_docs)]
 
 pub mod client;
+#[doc(hidden)]
+pub mod decode;
 pub mod error;
 mod operations;
 pub mod row;

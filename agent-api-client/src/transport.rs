@@ -423,7 +423,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(pause.min(LONGEST_PAUSE))
 }
 
-fn interpret<F: DeserializeOwned>(body: &[u8]) -> Result<F, Cause> {
+/// What the body of an answer holds.
+pub(crate) fn interpret<F: DeserializeOwned>(body: &[u8]) -> Result<F, Cause> {
     match serde_json::from_slice::<Answer<F>>(body) {
         Ok(Answer {
             errors: Some(errors),

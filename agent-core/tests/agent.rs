@@ -270,6 +270,52 @@ async fn adopts_the_running_job_of_a_rescheduled_run() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn runs_that_are_due_together_are_asked_about_together() {
+    let (source, jobs) = world();
+    for n in 0..100 {
+        source.seed(&format!("{n}"), None);
+    }
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+    until("the deployments", || jobs.created().len() == 100).await;
+    agent.stop().await;
+    let asked = [&jobs.asked, &jobs.asked_for_many].map(|count| count.load(Ordering::SeqCst));
+    assert_eq!(asked, [0, 4], "once for each page of the source");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_waits_is_asked_about_again_before_its_claim() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    source.seed("b", None);
+    let refuse = || jobs.refuse.lock().expect("no panics");
+    *refuse() = Some(Error::transient("connection refused"));
+    let agent = Running::start(Agent::builder(source.clone(), jobs.clone()).concurrency(1));
+    until("a claim", || {
+        source.runs().values().any(|run| run.claims > 0)
+    })
+    .await;
+    let queued = {
+        let runs = source.runs();
+        let queued = runs.iter().find(|(_, run)| run.claims == 0);
+        queued.expect("one waits for the other").0.clone()
+    };
+    sleep(Duration::from_secs(3)).await;
+    let late = JobRef {
+        name: "late".to_owned(),
+        finished: false,
+    };
+    let existing = || jobs.existing.lock().expect("no panics");
+    existing().insert(queued.clone(), vec![late]);
+    *refuse() = None;
+    until("the other claim", || {
+        source.run(queued.as_str()).claims == 1
+    })
+    .await;
+    agent.stop().await;
+    assert_eq!(jobs.created().len(), 1, "the other one has a job");
+}
+
 /// An agent is killed after its claim of run `a`; the next one has to deploy it without another.
 async fn is_deployed_by_the_next(source: &Arc<Memory>, jobs: &Arc<Jobs>) {
     *jobs.refuse.lock().expect("no panics") = Some(Error::transient("connection refused"));

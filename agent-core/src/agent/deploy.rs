@@ -9,10 +9,11 @@ use tracing::Instrument;
 use super::Shared;
 use super::in_flight::{Place, Ticket};
 use super::in_hand::{Held, Stage};
+use super::jobless::Jobless;
 use super::slots::Slot;
 use crate::backoff::Backoff;
 use crate::failpoint;
-use crate::{Claim, Error, FlowRun, FlowRunId, LogEntry, LogLevel, Result, Submission};
+use crate::{Claim, Error, FlowRun, FlowRunId, JobRef, LogEntry, LogLevel, Result, Submission};
 
 /// How old the reading of a run may be when it is claimed. The open-source server refuses a
 /// second claim only for 30 s after the first one and does not check versions, so an older
@@ -36,14 +37,24 @@ const SLOW: Duration = Duration::from_secs(5);
 /// How long a run that is to fail waits for its log to hold the reason.
 const REASON: Duration = Duration::from_secs(2);
 
-/// Deploys a run that a poll has found; one that is due has lined up for room already.
-pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, ticket: Option<Ticket>) {
+/// What a run that was due when a poll has found it brings along.
+pub(super) struct Due {
+    /// It has lined up for room already.
+    pub(super) ticket: Ticket,
+    /// The runs of that poll are asked about together.
+    pub(super) jobless: Option<Arc<Jobless>>,
+}
+
+/// Deploys a run that a poll has found.
+pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, due: Option<Due>) {
     let span = tracing::info_span!("deploy", flow_run_id = %run.id);
     async {
+        let (ticket, jobless) = due.map(|due| (due.ticket, due.jobless)).unzip();
         let Some((place, slot)) = start_time(&shared, &run, &held, ticket).await else {
             return;
         };
-        let done = claim_and_submit(&shared, &run, &held, place).await;
+        let jobless = jobless.flatten();
+        let done = claim_and_submit(&shared, &run, &held, place, jobless.as_deref()).await;
         drop(slot);
         match done {
             Ok(None) => {}
@@ -132,15 +143,29 @@ async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option
     Ok(again.filter(|run| run.due.is_none_or(|due| due <= shared.source.now())))
 }
 
+/// The jobs of a run, before it is claimed.
+async fn jobs(shared: &Shared, run: &FlowRun, jobless: Option<&Jobless>) -> Result<Vec<JobRef>> {
+    if let Some(jobless) = jobless
+        && run.read_at.elapsed() <= LATE
+        && jobless.has(&run.id, &*shared.backend).await
+        && run.read_at.elapsed() <= LATE
+    {
+        return Ok(Vec::new());
+    }
+    let mut jobs = shared.backend.jobs(std::slice::from_ref(&run.id)).await?;
+    Ok(jobs.remove(&run.id).unwrap_or_default())
+}
+
 /// Claims a run and submits it; for how long it is left alone when it stays in the queue.
 async fn claim_and_submit(
     shared: &Shared,
     run: &FlowRun,
     held: &Held,
     place: Place,
+    jobless: Option<&Jobless>,
 ) -> Result<Option<Duration>> {
-    let jobs = match shared.backend.jobs(std::slice::from_ref(&run.id)).await {
-        Ok(mut jobs) => jobs.remove(&run.id).unwrap_or_default(),
+    let jobs = match jobs(shared, run, jobless).await {
+        Ok(jobs) => jobs,
         Err(error) if error.is_transient() => {
             let why = "Cannot tell whether the run has a job";
             return Ok(Some(leave(shared, why, &error)));

@@ -5,6 +5,7 @@ mod deploy;
 mod health;
 mod in_flight;
 mod in_hand;
+mod jobless;
 mod logs;
 mod poll;
 mod recover;

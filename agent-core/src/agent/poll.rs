@@ -6,9 +6,12 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use tokio::time::{sleep, timeout};
 
-use super::in_hand::Stage;
+use super::deploy::Due;
+use super::in_flight::Ticket;
+use super::in_hand::{Held, Stage};
+use super::jobless::{self, Jobless};
 use super::{PREFETCH, Shared, deploy};
-use crate::{FlowRun, ReadyQuery};
+use crate::{FlowRun, FlowRunId, ReadyQuery};
 
 /// The pause after a round that brought work, and how long to wait for its claims before the next
 /// one when there is room for more.
@@ -130,15 +133,36 @@ async fn round(shared: &Arc<Shared>) -> Round {
         return Round::Nothing;
     }
     tracing::debug!("Found {} ready flow run(s).", ready.runs.len());
-    let mut round = Round::Nothing;
-    for run in ready.runs {
-        match take(shared, run, room) {
-            Some(Stage::Waiting) if round == Round::Nothing => round = Round::Upcoming,
-            Some(Stage::Due) => round = Round::Due,
-            _ => {}
-        }
-    }
+    let taken = ready.runs.into_iter();
+    let taken: Vec<Taken> = taken.filter_map(|run| take(shared, run, room)).collect();
+    let round = match &taken[..] {
+        [] => Round::Nothing,
+        taken if taken.iter().all(|taken| taken.ticket.is_none()) => Round::Upcoming,
+        _ => Round::Due,
+    };
+    deploy_all(shared, taken);
     round
+}
+
+/// Hands each run to a deployment of its own; those that are due are asked about together.
+fn deploy_all(shared: &Arc<Shared>, taken: Vec<Taken>) {
+    let due = taken.iter().filter(|taken| taken.ticket.is_some());
+    let due: Vec<FlowRunId> = due.map(|taken| taken.run.id.clone()).collect();
+    let groups = due.chunks(jobless::MOST);
+    let groups: Vec<Arc<Jobless>> = groups
+        .map(|runs| Arc::new(Jobless::new(runs.to_vec())))
+        .collect();
+    let mut nth = 0;
+    for Taken { run, held, ticket } in taken {
+        let found = ticket.map(|ticket| {
+            // One by itself is asked for as it would be anyway.
+            let jobless = (due.len() > 1).then(|| groups[nth / jobless::MOST].clone());
+            nth += 1;
+            Due { ticket, jobless }
+        });
+        tracing::debug!("Submitting flow run {} for deployment...", run.id);
+        shared.deploy(deploy::run(shared.clone(), run, held, found));
+    }
 }
 
 /// How many runs may be in hand unclaimed, of those due and of those waiting each. Enough to keep
@@ -147,8 +171,15 @@ fn room_for(shared: &Shared) -> usize {
     (shared.options.concurrency * 2).max(64)
 }
 
-/// Hands a run to a deployment of its own, if there is room.
-fn take(shared: &Arc<Shared>, run: FlowRun, room: usize) -> Option<Stage> {
+/// A run that was taken in hand; with a ticket if it is due.
+struct Taken {
+    run: FlowRun,
+    held: Held,
+    ticket: Option<Ticket>,
+}
+
+/// Takes a run in hand, if there is room.
+fn take(shared: &Arc<Shared>, run: FlowRun, room: usize) -> Option<Taken> {
     let counts = shared.in_hand.counts();
     let waits = run.due.is_some_and(|due| due > shared.source.now());
     let (stage, full) = if waits {
@@ -160,8 +191,6 @@ fn take(shared: &Arc<Shared>, run: FlowRun, room: usize) -> Option<Stage> {
         return None;
     }
     let held = shared.in_hand.take(&run.id, stage)?;
-    tracing::debug!("Submitting flow run {} for deployment...", run.id);
     let ticket = (stage == Stage::Due).then(|| shared.in_flight.line_up(&run));
-    shared.deploy(deploy::run(shared.clone(), run, held, ticket));
-    Some(stage)
+    Some(Taken { run, held, ticket })
 }

@@ -339,6 +339,9 @@ pub struct Jobs {
     pub refuse: Mutex<Option<Error>>,
     /// Nothing can be asked.
     pub away: AtomicBool,
+    /// Questions for the jobs of one run, and of many.
+    pub asked: AtomicUsize,
+    pub asked_for_many: AtomicUsize,
     pub active: AtomicUsize,
     pub most_active: AtomicUsize,
 }
@@ -351,6 +354,8 @@ impl Jobs {
             existing: Mutex::default(),
             refuse: Mutex::default(),
             away: AtomicBool::new(false),
+            asked: AtomicUsize::new(0),
+            asked_for_many: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
             most_active: AtomicUsize::new(0),
         })
@@ -393,6 +398,11 @@ impl JobBackend for Jobs {
     }
 
     async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> {
+        let asked = match runs {
+            [_] => &self.asked,
+            _ => &self.asked_for_many,
+        };
+        asked.fetch_add(1, Ordering::SeqCst);
         if self.away.load(Ordering::SeqCst) {
             return Err(broken());
         }

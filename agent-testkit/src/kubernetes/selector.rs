@@ -1,5 +1,7 @@
 //! Label and field selectors.
 
+use std::slice;
+
 use serde_json::Value;
 
 use super::object;
@@ -50,18 +52,16 @@ impl Selector {
         })
     }
 
-    /// Pairs under which the store may have indexed all matches.
-    pub(crate) fn indexed(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// Names and values, under any of which the store may have indexed each match.
+    pub(crate) fn indexed(&self) -> impl Iterator<Item = (&str, &[String])> {
         let labels = self.labels.iter().filter_map(|one| match one {
-            Requirement::Equals(key, value) => Some((key.as_str(), value.as_str())),
-            Requirement::In(key, values) if values.len() == 1 => {
-                Some((key.as_str(), values[0].as_str()))
-            }
+            Requirement::Equals(key, value) => Some((key.as_str(), slice::from_ref(value))),
+            Requirement::In(key, values) => Some((key.as_str(), values.as_slice())),
             _ => None,
         });
         let fields = self.fields.iter().filter_map(|one| match one {
             Requirement::Equals(key, value) if object::INDEXED_FIELDS.contains(&key.as_str()) => {
-                Some((key.as_str(), value.as_str()))
+                Some((key.as_str(), slice::from_ref(value)))
             }
             _ => None,
         });

@@ -302,11 +302,14 @@ impl Table {
             let with_name = self.objects.keys().filter(|key| key.name == name);
             return Some(with_name.cloned().collect());
         }
-        let smallest = selector
-            .indexed()
-            .map(|(key, value)| self.index.get(key).and_then(|values| values.get(value)))
-            .min_by_key(|keys| keys.map_or(0, BTreeSet::len))?;
-        Some(smallest.cloned().unwrap_or_default())
+        let candidates = selector.indexed().map(|(key, values)| {
+            let index = self.index.get(key);
+            let keys = |value| index.and_then(|index| index.get(value));
+            values.iter().filter_map(keys).collect::<Vec<_>>()
+        });
+        let smallest =
+            candidates.min_by_key(|all| all.iter().map(|keys| keys.len()).sum::<usize>())?;
+        Some(smallest.into_iter().flatten().cloned().collect())
     }
 
     fn replace(&mut self, key: &Key, object: Stored) -> Option<Stored> {

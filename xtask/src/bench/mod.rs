@@ -6,6 +6,7 @@ mod agent;
 mod deploy;
 mod given;
 mod idle;
+mod local;
 pub(crate) mod plot;
 pub(crate) mod process;
 mod python;
@@ -41,7 +42,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 32)]
     concurrency: u16,
     /// How long `idle` measures, in seconds
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 120)]
     seconds: u64,
     /// Status changes per second in `supervise`
     #[arg(long, default_value_t = 20)]
@@ -52,8 +53,10 @@ pub(crate) struct Options {
     /// Runs per round of the other agent, which is slower; as many as of this one at most
     #[arg(long, default_value_t = 100)]
     peer_runs: usize,
-    /// Use the cluster of this kubeconfig instead of the testkit's; Jobs are suspended there, in a
-    /// namespace that is made and deleted
+    /// Which Kubernetes API
+    #[arg(long, value_enum, default_value = "testkit")]
+    cluster: Place,
+    /// The kubeconfig of the current cluster [default: KUBECONFIG, ~/.kube/config]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// Write all figures to this file, as JSON
@@ -65,6 +68,22 @@ pub(crate) struct Options {
     /// Measure this binary instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// What to do inside the namespaces of a local cluster
+    #[arg(long, hide = true, value_name = "FILE")]
+    inside: Option<PathBuf>,
+}
+
+/// Which Kubernetes API is used.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// That of the testkit
+    Testkit,
+    /// An API server and etcd of upstream parts in namespaces of this machine, without controllers;
+    /// needs Linux and root
+    Local,
+    /// That of the kubeconfig's current context; Jobs are suspended there, in a namespace that is
+    /// made and deleted
+    Current,
 }
 
 /// What is measured.
@@ -90,17 +109,38 @@ enum Peer {
 }
 
 /// Runs the benchmarks and prints what they found.
-pub(crate) async fn run(options: Options) -> Result<()> {
+pub(crate) async fn run(mut options: Options) -> Result<()> {
     if cfg!(debug_assertions) {
         return again_optimized();
     }
-    let binary = match &options.binary {
-        Some(binary) => binary.clone(),
+    if let Some(plan) = options.inside.clone() {
+        return local::inside(&plan, options).await;
+    }
+    let binary = match options.binary.clone() {
+        Some(binary) => binary,
         None => {
             eprintln!("Building agent-cli in release mode...");
             crate::build_agent(crate::Profile::Release)?
         }
     };
+    match options.cluster {
+        Place::Testkit => options.kubeconfig = None,
+        Place::Current => {
+            let given = options.kubeconfig.take();
+            options.kubeconfig = Some(given.map_or_else(crate::e2e::kubeconfig_path, Ok)?);
+        }
+        Place::Local => {
+            if options.against.is_some() {
+                python::environment()?;
+            }
+            return local::outside(&binary).await;
+        }
+    }
+    measure(&options, binary).await
+}
+
+/// Measures this binary on the servers that the options name.
+async fn measure(options: &Options, binary: PathBuf) -> Result<()> {
     let ours = Agent::ours(binary);
     let peer = match options.against {
         Some(Peer::Python) => Some(Agent::python(python::environment()?)),
@@ -109,17 +149,17 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let mut report = Report::new();
     let wanted = |scenario| [scenario, Scenario::All].contains(&options.scenario);
     if wanted(Scenario::Startup) {
-        startup::run(&options, &ours, peer.as_ref(), &mut report).await?;
+        startup::run(options, &ours, peer.as_ref(), &mut report).await?;
     }
     for &runs in &options.runs {
         if wanted(Scenario::Deploy) {
-            deploy::run(&options, runs, &ours, peer.as_ref(), &mut report).await?;
+            deploy::run(options, runs, &ours, peer.as_ref(), &mut report).await?;
         }
         if wanted(Scenario::Idle) {
-            idle::run(&options, runs, &ours, &mut report).await?;
+            idle::run(options, runs, &ours, &mut report).await?;
         }
         if wanted(Scenario::Supervise) {
-            supervise::run(&options, runs, &ours, &mut report).await?;
+            supervise::run(options, runs, &ours, peer.as_ref(), &mut report).await?;
         }
     }
     report.print();

@@ -7,11 +7,14 @@ use anyhow::{Context, Result};
 /// CPU time, memory and threads of a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// In user and kernel mode, of all threads. Linux counts in hundredths of a second.
+    /// In user and kernel mode, of all threads, those that have ended included.
     pub(crate) cpu: Duration,
     /// Resident memory, now and at most, in MiB.
     pub(crate) resident: f64,
     pub(crate) peak: f64,
+    /// The part of the resident memory that is the process's own; the rest is pages of files, for the
+    /// most part of the binary, which the kernel can drop and share.
+    pub(crate) own: f64,
     pub(crate) threads: u32,
 }
 
@@ -22,16 +25,6 @@ impl Usage {
             let path = format!("/proc/{pid}/{file}");
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
         };
-        let stat = read("stat")?;
-        // The fields after the name, which is in parentheses and may hold spaces.
-        let fields: Vec<&str> = stat
-            .rsplit_once(')')
-            .map(|(_, fields)| fields.split_whitespace().collect())
-            .unwrap_or_default();
-        let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<u64>().ok());
-        let (user, system) = ticks(11)
-            .zip(ticks(12))
-            .context("/proc/PID/stat has no times")?;
         let status = read("status")?;
         let number = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -41,9 +34,10 @@ impl Usage {
         };
         let mib = |name: &str| number(name).map(|kib| f64::from(kib) / 1024.0);
         Ok(Self {
-            cpu: Duration::from_millis((user + system) * 10),
+            cpu: cpu_time(pid)?,
             resident: mib("VmRSS:")?,
             peak: mib("VmHWM:")?,
+            own: mib("RssAnon:")?,
             threads: number("Threads:")?,
         })
     }
@@ -54,6 +48,23 @@ pub(crate) fn descriptors(pid: u32) -> Result<usize> {
     let path = format!("/proc/{pid}/fd");
     let files = std::fs::read_dir(&path).with_context(|| format!("cannot read {path}"))?;
     Ok(files.count())
+}
+
+/// The process's CPU-time clock. It counts nanoseconds, unlike `/proc/PID/stat`, and keeps what ended
+/// threads have used, unlike a sum over `/proc/PID/task`.
+#[cfg(target_os = "linux")]
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let pid = nix::unistd::Pid::from_raw(pid.try_into()?);
+    let clock = nix::time::ClockId::pid_cpu_clock_id(pid);
+    let time = clock.and_then(nix::time::ClockId::now);
+    Ok(Duration::from(time.with_context(|| {
+        format!("the process {pid} has no CPU-time clock")
+    })?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cpu_time(_pid: u32) -> Result<Duration> {
+    anyhow::bail!("the CPU time of a process can only be read on Linux")
 }
 
 /// Processor, number of cores, memory and kernel of this machine, in a line.
@@ -74,4 +85,26 @@ pub(crate) fn machine() -> String {
         kib.unwrap_or_default() / 1024.0 / 1024.0,
         read("/proc/sys/kernel/osrelease").trim()
     )
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_thread_has_used_counts_when_it_has_ended() -> Result<()> {
+        let usage = || Usage::of(std::process::id());
+        let before = usage()?.cpu;
+        let work = || while usage().is_ok_and(|now| now.cpu - before < Duration::from_millis(5)) {};
+        std::thread::scope(|scope| scope.spawn(work).join()).expect("no panic");
+        assert!(usage()?.cpu - before >= Duration::from_millis(5));
+        Ok(())
+    }
+
+    #[test]
+    fn own_memory_is_a_part_of_what_is_resident() -> Result<()> {
+        let usage = Usage::of(std::process::id())?;
+        assert!(usage.own > 0.0 && usage.own < usage.resident && usage.resident <= usage.peak);
+        Ok(())
+    }
 }

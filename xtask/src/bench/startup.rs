@@ -56,5 +56,6 @@ async fn measure(options: &Options, agent: &Agent) -> Result<Vec<Figure>> {
         Figure::new("start to first poll", "ms", took),
         Figure::new("CPU until then", "ms", used.cpu.as_secs_f64() * 1e3),
         Figure::new("memory then", "MiB", used.resident),
+        Figure::new("its own part of that", "MiB", used.own),
     ])
 }

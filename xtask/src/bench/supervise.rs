@@ -17,24 +17,51 @@ use super::world::{Cluster, PATIENCE, World, between};
 
 /// For how long Jobs fail.
 const CHANGES: Duration = Duration::from_secs(15);
+/// For how long as many fail for an agent that looks at its Jobs once a minute: at any time in that
+/// minute.
+const CHANGES_OF_PEER: Duration = Duration::from_secs(60);
 
-/// Measures one agent that follows `jobs` Jobs, of which some fail. On a given cluster nothing runs
-/// that could fail, so Jobs are deleted there instead, which fails their runs, too.
+/// Measures both agents, each with Jobs of its own.
 pub(super) async fn run(
     options: &Options,
     jobs: usize,
-    agent: &Agent,
+    ours: &Agent,
+    peer: Option<&Agent>,
     report: &mut Report,
 ) -> Result<()> {
     eprintln!("supervise, {jobs} Jobs");
+    measure(options, jobs, (ours, ours), None, report).await?;
+    if let Some(peer) = peer {
+        let jobs = options.peer_runs.min(jobs);
+        measure(options, jobs, (ours, peer), Some(CHANGES_OF_PEER), report).await?;
+    }
+    Ok(())
+}
+
+/// Measures one agent that follows `jobs` Jobs, which another has made and of which some fail. On a
+/// given cluster nothing runs that could fail, so Jobs are deleted there instead, which fails their
+/// runs, too.
+async fn measure(
+    options: &Options,
+    jobs: usize,
+    (maker, agent): (&Agent, &Agent),
+    time: Option<Duration>,
+    report: &mut Report,
+) -> Result<()> {
     let world = World::start(options, true).await?;
-    let runs = world.populate(jobs, agent.start(&world, options)?).await?;
+    let runs = world.populate(jobs, maker.start(&world, options)?).await?;
     let mut running = agent.start(&world, options)?;
     world.polled().await?;
     tokio::time::sleep(Duration::from_secs(15)).await;
     let before = (running.usage()?, world.requests());
     let began = Instant::now();
-    let changed = change(options, &world, &runs).await?;
+    let wanted = (CHANGES.as_secs_f64() * f64::from(options.rate)) as usize;
+    let failing = &runs[..wanted.min(jobs / 2).max(1)];
+    let pause = match time {
+        Some(time) => time / failing.len() as u32,
+        None => Duration::from_secs(1) / options.rate.max(1),
+    };
+    let changed = change(&world, failing, pause).await?;
     let all_failed = world.prefect.wait_until(PATIENCE, |prefect| {
         prefect.count_in_state("Failed") >= changed.len()
     });
@@ -68,18 +95,12 @@ pub(super) async fn run(
     world.end().await
 }
 
-/// Lets Jobs fail, one after the other; when each did.
-async fn change(
-    options: &Options,
-    world: &World,
-    runs: &[Uuid],
-) -> Result<HashMap<Uuid, Timestamp>> {
-    let pause = Duration::from_secs(1) / options.rate.max(1);
-    let count = (CHANGES.as_secs_f64() / pause.as_secs_f64()) as usize;
+/// Lets the Jobs of these runs fail, one after the other; when each did.
+async fn change(world: &World, runs: &[Uuid], pause: Duration) -> Result<HashMap<Uuid, Timestamp>> {
     let names = names(world);
     let mut ticks = tokio::time::interval(pause);
     let mut changed = HashMap::new();
-    for run in runs.iter().take(count.min(runs.len() / 2).max(1)) {
+    for run in runs {
         ticks.tick().await;
         match &world.cluster {
             Cluster::Testkit(kubernetes) => {

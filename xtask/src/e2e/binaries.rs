@@ -14,7 +14,7 @@ const FILES: [&str; 3] = ["go.mod", "go.sum", "main.go"];
 const VERSION: &str = "k8s.io/component-base/version";
 
 /// The binary, built unless the cache has it.
-pub(super) fn kubernetes() -> Result<PathBuf> {
+pub(crate) fn kubernetes() -> Result<PathBuf> {
     let cache = cache()?;
     let go_mod = std::fs::read_to_string(Path::new(MODULE).join("go.mod"))?;
     let version = required(&go_mod, "k8s.io/kubernetes")

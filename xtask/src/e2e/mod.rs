@@ -18,8 +18,10 @@ use kube::{Client, Config};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+pub(crate) use self::binaries::kubernetes;
 use self::images::Images;
-use self::local::sandbox::{self, Sandbox};
+pub(crate) use self::local::ControlPlane;
+pub(crate) use self::local::sandbox::{self, Sandbox};
 use self::suite::Target;
 
 /// The flags of the end-to-end tests.
@@ -115,7 +117,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 /// Builds everything, then goes on inside namespaces of its own.
 async fn outside(options: Options) -> Result<()> {
     sandbox::check()?;
-    let kubernetes = binaries::kubernetes()?;
+    let kubernetes = kubernetes()?;
     let agent = crate::build_agent(crate::Profile::Debug)?;
     let logs = logs(&agent)?;
     let sandbox = Sandbox::new()?;
@@ -273,7 +275,8 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
     suite::run(Arc::new(target), tests).await
 }
 
-fn kubeconfig_path() -> Result<PathBuf> {
+/// The kubeconfig that the environment names.
+pub(crate) fn kubeconfig_path() -> Result<PathBuf> {
     let named = std::env::var_os("KUBECONFIG").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".kube/config"));
     let path = named

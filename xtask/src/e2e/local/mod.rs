@@ -1,9 +1,10 @@
 //! One node of Kubernetes out of upstream parts, in namespaces of its own: etcd, the API server,
 //! the controller manager, the scheduler, containerd and the kubelet.
 
+mod bare;
 mod config;
 mod process;
-pub(super) mod sandbox;
+pub(crate) mod sandbox;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use kube::api::Api;
 
+pub(crate) use self::bare::ControlPlane;
 use self::config::{Layout, NODE, NODE_NAME, SERVICE};
 use self::process::Process;
 
