@@ -30,6 +30,8 @@ async fn all_deployed_once(world: &World, runs: &[uuid::Uuid], agent: &crate::wo
         .wait_until(PATIENCE, |prefect| {
             prefect.count_in_state("Submitted") == runs.len()
                 && world.kubernetes.count("jobs") == runs.len()
+                // Noted a moment after the Job is there.
+                && world.kubernetes.creation_count() >= runs.len()
         })
         .await;
     let jobs = world.kubernetes.creations_by_run();
