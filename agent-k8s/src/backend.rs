@@ -1,8 +1,8 @@
 //! Kubernetes as a [`JobBackend`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_core::{
     Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Sighting, Submission, Turn, async_trait,
@@ -26,6 +26,9 @@ const REQUEST: Duration = Duration::from_secs(40);
 /// Runs whose Jobs are asked for in one request: the address of the request names them, and proxies
 /// refuse long addresses (8 KB is the usual limit).
 const RUNS: usize = 100;
+/// After what time a request that got no answer is forgotten. A run that still waits for its Job is
+/// submitted again within seconds.
+const FORGET: Duration = Duration::from_secs(600);
 /// How many names are tried when somebody else's Job has the name of ours.
 const SALTS: u32 = 8;
 
@@ -38,7 +41,7 @@ pub struct KubernetesBackend {
     graces: Graces,
     /// Runs whose Job may have been made by a request that got no answer: when the next attempt
     /// finds it, it was ours.
-    unanswered: Mutex<HashSet<FlowRunId>>,
+    unanswered: Mutex<HashMap<FlowRunId, Instant>>,
     /// Jobs as they were when something was noted on them last, until the noting is finished.
     noted: Mutex<HashMap<String, PartialObjectMeta<Job>>>,
     lease: Option<Arc<Lease>>,
@@ -117,12 +120,12 @@ impl KubernetesBackend {
             }
             Ok(Err(error)) => {
                 if is_ambiguous(&error) {
-                    self.unanswered().insert(run.id.clone());
+                    self.got_no_answer(run);
                 }
                 Err(classify(&what(), &error))
             }
             Err(_) => {
-                self.unanswered().insert(run.id.clone());
+                self.got_no_answer(run);
                 Err(Error::transient(format!(
                     "{}: no answer within {} s",
                     what(),
@@ -208,7 +211,13 @@ impl KubernetesBackend {
         }
     }
 
-    fn unanswered(&self) -> std::sync::MutexGuard<'_, HashSet<FlowRunId>> {
+    fn got_no_answer(&self, run: &FlowRun) {
+        let mut unanswered = self.unanswered();
+        unanswered.retain(|_, since| since.elapsed() < FORGET);
+        unanswered.insert(run.id.clone(), Instant::now());
+    }
+
+    fn unanswered(&self) -> std::sync::MutexGuard<'_, HashMap<FlowRunId, Instant>> {
         self.unanswered
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -234,7 +243,7 @@ impl JobBackend for KubernetesBackend {
             }
             match self.is_ours(run, &name).await? {
                 Some(true) => {
-                    let created = self.unanswered().remove(&run.id);
+                    let created = self.unanswered().remove(&run.id).is_some();
                     return Ok(Submission { job: name, created });
                 }
                 // It was deleted just now; whoever did that wanted this attempt gone.
