@@ -451,15 +451,19 @@ impl PrefectApi {
         }
     }
 
-    /// Those of these runs that were claimed and have not begun.
+    /// Those of these runs that this agent has claimed and that have not begun.
     pub(crate) async fn claimed_rows(
         &self,
+        agent: &str,
         runs: &[FlowRunId],
     ) -> Result<Vec<FlowRunRow>, ApiError> {
         let mut rows = Vec::new();
         for chunk in runs.chunks(CHUNK) {
             let ids = chunk.iter().map(|id| Uuid(id.to_string())).collect();
-            let query = ClaimedFlowRuns::build(ByIds { ids: Some(ids) });
+            let query = ClaimedFlowRuns::build(ClaimedByIds {
+                agent: Uuid(agent.to_owned()),
+                ids: Some(ids),
+            });
             let answer = self
                 .transport
                 .run("flow_run", query, self.settings.retry_for)

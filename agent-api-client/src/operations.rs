@@ -204,13 +204,20 @@ pub(crate) struct ClaimedFlowRun {
     pub(crate) task_runs: Vec<TaskRun>,
 }
 
-/// Those of some runs that are claimed and whose process has not reported.
+#[derive(cynic::QueryVariables)]
+pub(crate) struct ClaimedByIds {
+    pub(crate) agent: Uuid,
+    pub(crate) ids: Option<Vec<Uuid>>,
+}
+
+/// Those of some runs that are claimed by an agent and whose process has not reported.
 #[derive(cynic::QueryFragment)]
-#[cynic(graphql_type = "query_root", variables = "ByIds")]
+#[cynic(graphql_type = "query_root", variables = "ClaimedByIds")]
 pub(crate) struct ClaimedFlowRuns {
     #[cynic(rename = "flow_run")]
     #[arguments(where: {
         id: { _in: $ids },
+        agent_id: { _eq: $agent },
         _or: [
             { state: { _eq: "Submitted" } },
             { state: { _eq: "Running" }, task_runs: { state: { _eq: "Submitted" } } }

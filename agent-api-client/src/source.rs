@@ -153,10 +153,7 @@ impl FlowRunSource for PrefectApi {
     }
 
     async fn claimed(&self, age: Duration) -> Result<Vec<FlowRunId>> {
-        let agent = self
-            .transport
-            .agent()
-            .ok_or_else(|| Error::permanent("the agent is not registered"))?;
+        let agent = self.agent()?;
         let now = self.now();
         let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
         let before = now.saturating_sub(age).unwrap_or(Timestamp::MIN);
@@ -164,7 +161,7 @@ impl FlowRunSource for PrefectApi {
     }
 
     async fn claimed_runs(&self, runs: &[FlowRunId]) -> Result<Vec<FlowRun>> {
-        let rows = self.claimed_rows(runs).await?;
+        let rows = self.claimed_rows(self.agent()?, runs).await?;
         Ok(rows.into_iter().map(FlowRunRow::into_claimed_run).collect())
     }
 }
@@ -178,6 +175,12 @@ enum Outcome {
 }
 
 impl PrefectApi {
+    /// The id under which this agent claims.
+    fn agent(&self) -> Result<&str> {
+        let agent = self.transport.agent();
+        agent.ok_or_else(|| Error::permanent("the agent is not registered"))
+    }
+
     async fn introduce(&self) -> std::result::Result<Registration, ApiError> {
         let tenant = self.tenant().await?;
         tracing::info!("Registering agent...");

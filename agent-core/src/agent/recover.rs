@@ -43,6 +43,9 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
 
 /// Looks once; whether there is more to do than could be begun.
 async fn look(shared: &Arc<Shared>, seen: &mut HashSet<FlowRunId>) -> Result<bool> {
+    if shared.in_hand.counts().claimed >= MOST {
+        return Ok(true);
+    }
     let runs = shared.source.claimed(shared.options.recover_age).await?;
     let still: HashSet<&FlowRunId> = runs.iter().collect();
     seen.retain(|run| still.contains(run));

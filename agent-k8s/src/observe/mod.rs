@@ -176,7 +176,7 @@ impl Index {
             let reason = reason.clone();
             let broken = Sighting::Broken { watch, reason };
             let mut sightings = vec![broken];
-            if matches!(seen, Seen::Pod(Change::Forbidden(_))) && !self.complete[1] {
+            if matches!(seen, Seen::Pod(Change::Forbidden(_))) && !self.pods_hidden {
                 // What the Jobs themselves show is better than nothing.
                 tracing::warn!("Pods are not seen: flow runs are told only what their Jobs show");
                 sightings.extend(self.news(seen));
@@ -312,13 +312,23 @@ impl Index {
             Change::IsNot(name) => self.remove_pod(&name),
             Change::Listed => {
                 self.complete[1] = true;
-                self.pods_hidden = false;
+                let shown = std::mem::take(&mut self.pods_hidden);
                 let missing = missing(&self.pods, self.listed[1].take());
                 for name in missing {
                     self.remove_pod(&name);
                 }
+                if shown {
+                    return self.jobs.keys().cloned().collect();
+                }
             }
-            Change::Forbidden(_) => self.pods_hidden = true,
+            Change::Forbidden(_) => {
+                self.pods_hidden = true;
+                let known: Vec<String> = self.pods.keys().cloned().collect();
+                for name in known {
+                    self.remove_pod(&name);
+                }
+                return self.jobs.keys().cloned().collect();
+            }
             Change::Broken(_) => {}
         }
         Vec::new()

@@ -18,6 +18,8 @@ const UNREPORTED: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(2);
 /// After what time something that was refused is tried again.
 const REFUSED: Duration = Duration::from_secs(300);
+/// The same for something that has failed for a while and may pass.
+const AGAIN: Duration = Duration::from_secs(10);
 /// The same for a job whose run gets a job just now.
 const DEPLOYING: Duration = Duration::from_secs(1);
 /// The same for a job that does not get on and whose run is scheduled again.
@@ -38,8 +40,9 @@ impl Supervisor {
             tracing::info_span!("supervise", flow_run_id = %job.seen.flow_run_id, job = name);
         // What fails here has said so, and is tried again.
         let handled = self.handle(&mut job, teller).instrument(span).await;
-        if handled.is_err() {
-            self.table.look_again(&name, Instant::now() + REFUSED);
+        if let Err(error) = handled {
+            let pause = if error.is_transient() { AGAIN } else { REFUSED };
+            self.table.look_again(&name, Instant::now() + pause);
         }
         self.table.done(&name, job);
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use self::states::States;
 use self::table::Table;
@@ -27,6 +27,9 @@ use crate::{Error, Result};
 
 /// Jobs that are handled at the same time.
 const CONCURRENCY: usize = 32;
+/// For how long something is tried without a look at other jobs: what fails for one job alone must not
+/// hold up the others.
+const INSISTS: Duration = Duration::from_secs(60);
 /// The pause before a watch that has ended begins again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -125,13 +128,14 @@ impl Supervisor {
         }
     }
 
-    /// Tries for as long as the failure may pass and the agent runs.
+    /// Tries for a while as long as the failure may pass and the agent runs.
     async fn insistently<T, F: Future<Output = Result<T>>>(
         &self,
         what: &str,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T> {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        let until = Instant::now() + INSISTS;
         loop {
             let error = match attempt().await {
                 Err(error) if error.is_transient() => error,
@@ -142,6 +146,9 @@ impl Supervisor {
                 done => return done,
             };
             tracing::warn!("{what}, will try again: {error}");
+            if Instant::now() > until {
+                return Err(error);
+            }
             let pause = sleep(backoff.pause(error.retry_after()));
             tokio::select! {
                 () = self.shared.stopping.cancelled() => return Err(stopped(error)),

@@ -140,9 +140,12 @@ impl Supervisor {
         let mut missing = Vec::new();
         for finding in findings {
             let logged = || self.shared.source.logged(&finding.logs);
-            let there = self
-                .insistently("Cannot read the log of a flow run", logged)
-                .await?;
+            let reading = self.insistently("Cannot read the log of a flow run", logged);
+            let there = match reading.await {
+                // Rather twice than never.
+                Err(error) if !error.is_transient() => vec![false; finding.logs.len()],
+                there => there?,
+            };
             if there.iter().all(|there| *there) {
                 continue;
             }
