@@ -434,6 +434,22 @@ async fn two_replicas_that_take_a_job_for_theirs_tell_of_it_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_entry_that_was_written_in_spite_of_many_failures_is_not_written_again() {
+    for failures in 0..12 {
+        let (source, jobs) = world();
+        source.seed("a", None);
+        let poison = Poison::FailsAndIsLost(failures);
+        *source.poison.lock().expect("no panics") = Some(("a".into(), poison));
+        let agent = Running::start(Agent::builder(source.clone(), jobs.clone()));
+        until("the entry", || !source.run("a").logs.is_empty()).await;
+        sleep(Duration::from_secs(30)).await;
+        agent.stop().await;
+        let told = source.run("a").logs.len();
+        assert_eq!(told, 1, "after {failures} failures");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_entry_that_always_fails_or_a_writer_that_panics_holds_up_no_other_entry() {
     for poison in [Poison::Fails, Poison::Panics] {
         let (source, jobs) = world();

@@ -296,7 +296,7 @@ async fn submit(
     let entry = submitted(shared, &run.id, &job);
     match created {
         // Another replica that took the run for its own may have made it meanwhile.
-        true if unanswered => shared.logs.write_if_missing(entry),
+        true if unanswered => shared.logs.write_if_missing_later(entry),
         true => shared.logs.write(entry).await,
         false => {}
     }

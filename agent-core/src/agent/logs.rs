@@ -39,6 +39,8 @@ const LINGER: Duration = Duration::from_millis(100);
 struct Item {
     entry: LogEntry,
     queued: Instant,
+    /// Somebody else may have written it.
+    doubtful: bool,
     /// Dropped when the entry was written, or cannot be.
     _settled: Option<oneshot::Sender<()>>,
 }
@@ -95,16 +97,20 @@ impl LogSink {
 
     /// Hands over an entry. Waits only while errors alone fill the memory.
     pub(super) async fn write(&self, entry: LogEntry) {
-        self.put(entry, Instant::now(), None).await;
+        self.put(entry, false, None).await;
     }
 
-    /// Hands over an entry later, which is then written unless somebody else has written it.
-    pub(super) fn write_if_missing(&self, entry: LogEntry) {
-        let (sink, queued) = (self.clone(), Instant::now());
+    /// Hands over an entry that is written unless it is there.
+    pub(super) async fn write_if_missing(&self, entry: LogEntry) {
+        self.put(entry, true, None).await;
+    }
+
+    /// The same later, when somebody else has had the time to write it.
+    pub(super) fn write_if_missing_later(&self, entry: LogEntry) {
+        let sink = self.clone();
         tokio::spawn(async move {
             sleep(OTHERS + JITTER.mul_f64(fastrand::f64())).await;
-            // As old as it is, it is looked for first.
-            sink.put(entry, queued, None).await;
+            sink.write_if_missing(entry).await;
         });
     }
 
@@ -113,7 +119,7 @@ impl LogSink {
         let mut settled = Vec::with_capacity(entries.len());
         for entry in entries {
             let (sender, receiver) = oneshot::channel();
-            self.put(entry, Instant::now(), Some(sender)).await;
+            self.put(entry, false, Some(sender)).await;
             settled.push(receiver);
         }
         for one in settled {
@@ -121,10 +127,11 @@ impl LogSink {
         }
     }
 
-    async fn put(&self, entry: LogEntry, queued: Instant, settled: Option<oneshot::Sender<()>>) {
+    async fn put(&self, entry: LogEntry, doubtful: bool, settled: Option<oneshot::Sender<()>>) {
         let mut item = Item {
             entry,
-            queued,
+            queued: Instant::now(),
+            doubtful,
             _settled: settled,
         };
         loop {
@@ -177,10 +184,14 @@ impl Waiting {
                 self.bytes -= item.entry.message.len();
             }
         }
+        self.push(item);
+        None
+    }
+
+    fn push(&mut self, item: Item) {
         self.bytes += item.entry.message.len();
         self.items.push_back(item);
         metrics::gauge!("prefect_agent_logs_waiting").set(self.items.len() as f64);
-        None
     }
 
     fn is_full(&self) -> bool {
@@ -270,10 +281,7 @@ impl Writer {
                 Err(error) if error.is_transient() && !is_hopeless(&batch) => {
                     // Others first.
                     let mut waiting = self.queue.lock();
-                    for item in batch {
-                        waiting.bytes += item.entry.message.len();
-                        waiting.items.push_back(item);
-                    }
+                    batch.into_iter().for_each(|item| waiting.push(item));
                 }
                 Err(error) => {
                     for item in &batch {
@@ -286,13 +294,15 @@ impl Writer {
         }
     }
 
-    /// Writes a batch until it is there, refused, or suspected to be what makes it fail. After a failure that may pass it first looks
-    /// which entries are there nevertheless; and so it does when they have waited for long, because
-    /// this process may have been taken for dead, and another may have written them.
+    /// Writes a batch until it is there, refused, or suspected to be what makes it fail. After a
+    /// failure that may pass it first looks which entries are there nevertheless; and so it does when
+    /// they have waited for long, because this process may have been taken for dead, and another may
+    /// have written them.
     async fn try_deliver(&self, batch: &mut Vec<Item>) -> crate::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
         let mut failures = 0;
-        if batch.iter().any(|item| item.queued.elapsed() > STALE) {
+        let doubtful = |item: &Item| item.doubtful || item.queued.elapsed() > STALE;
+        if batch.iter().any(doubtful) {
             let late = Error::transient("the entries have waited for long");
             self.keep_unwritten(batch, &mut backoff, late).await;
         }
@@ -310,16 +320,17 @@ impl Writer {
                 Err(error) => return Err(error),
             };
             tracing::warn!("Failed to write flow-run logs, will try again: {error}");
+            self.keep_unwritten(batch, &mut backoff, error.clone())
+                .await;
             failures += 1;
-            if failures == SUSPECT {
+            if failures == SUSPECT && !batch.is_empty() {
                 return Err(error);
             }
-            self.keep_unwritten(batch, &mut backoff, error).await;
         }
         Ok(())
     }
 
-    /// Takes those entries out of a batch that are in the logs already.
+    /// Takes those entries out of a batch that are in the logs already, or in it twice.
     async fn keep_unwritten(&self, batch: &mut Vec<Item>, backoff: &mut Backoff, why: Error) {
         let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
         let mut error = why;
@@ -334,7 +345,14 @@ impl Writer {
             tracing::warn!("Cannot read which flow-run logs were written: {error}");
         };
         let mut there = there.into_iter();
-        batch.retain(|_| !there.next().unwrap_or(false));
+        let mut kept: Vec<LogEntry> = Vec::new();
+        batch.retain(|item| {
+            let keep = !there.next().unwrap_or(false) && !kept.contains(&item.entry);
+            if keep {
+                kept.push(item.entry.clone());
+            }
+            keep
+        });
     }
 }
 
@@ -358,6 +376,7 @@ mod tests {
         Item {
             entry,
             queued: Instant::now(),
+            doubtful: false,
             _settled: None,
         }
     }

@@ -108,7 +108,8 @@ async fn tell(shared: &Arc<Shared>, lines: Vec<LogEntry>, seen: &mut HashSet<Flo
     match shared.source.logged(&lines).await {
         Ok(there) => {
             for (line, _) in lines.into_iter().zip(there).filter(|(_, there)| !there) {
-                shared.logs.write(line).await;
+                // Or this process has it in hand.
+                shared.logs.write_if_missing(line).await;
             }
         }
         Err(error) => {

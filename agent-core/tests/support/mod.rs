@@ -72,6 +72,8 @@ pub struct Faults {
 #[derive(Debug, Clone, Copy)]
 pub enum Poison {
     Fails,
+    /// It fails so often, and the next time it is written but the answer is lost.
+    FailsAndIsLost(u32),
     Panics,
 }
 
@@ -250,13 +252,22 @@ impl FlowRunSource for Memory {
 
     async fn write_logs(&self, entries: &[LogEntry]) -> Result<()> {
         let (before, after) = self.weather().await;
-        let poison = self.poison.lock().expect("no panics").clone();
-        if let Some((run, poison)) = poison
+        let mut after = after;
+        let mut poisoned = self.poison.lock().expect("no panics");
+        if let Some((run, poison)) = poisoned.clone()
             && entries.iter().any(|entry| entry.flow_run_id == run)
         {
             match poison {
                 Poison::Fails => return Err(broken()),
-                Poison::Panics => panic!("an entry of run {run}"),
+                Poison::FailsAndIsLost(0) => (*poisoned, after) = (None, true),
+                Poison::FailsAndIsLost(more) => {
+                    *poisoned = Some((run, Poison::FailsAndIsLost(more - 1)));
+                    return Err(broken());
+                }
+                Poison::Panics => {
+                    drop(poisoned);
+                    panic!("an entry of run {run}");
+                }
             }
         }
         if before {
