@@ -4,9 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use agent_core::{FlowRunId, LogEntry, State};
-use cynic::{MutationBuilder, QueryBuilder};
+use cynic::{MutationBuilder, Operation, QueryBuilder};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{SecretSlice, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{ApiError, Cause};
@@ -387,20 +389,32 @@ impl PrefectApi {
     pub(crate) async fn ended(&self, since: Timestamp) -> Result<Vec<EndedRun>, ApiError> {
         let tenant = self.tenant().await?;
         let states = state::FINISHED.map(str::to_owned).to_vec();
-        let mut rows = Vec::new();
-        loop {
-            let query = EndedFlowRuns::build(EndedRows {
+        let page = |offset| {
+            EndedFlowRuns::build(EndedRows {
                 tenant: Uuid(tenant.clone()),
                 states: Some(states.clone()),
                 since: Time(time::format(since)),
-                offset: i32::try_from(rows.len()).unwrap_or(i32::MAX),
-            });
+                offset,
+            })
+        };
+        self.pages(page, |answer| answer.flow_run).await
+    }
+
+    /// All rows of a query that comes in pages: `page` asks for those from an offset on.
+    async fn pages<Q, V, R>(
+        &self,
+        page: impl Fn(i32) -> Operation<Q, V>,
+        rows_of: impl Fn(Q) -> Vec<R>,
+    ) -> Result<Vec<R>, ApiError>
+    where
+        Q: DeserializeOwned,
+        V: Serialize,
+    {
+        let mut rows = Vec::new();
+        loop {
+            let query = page(i32::try_from(rows.len()).unwrap_or(i32::MAX));
             let budget = self.settings.retry_for;
-            let page = self
-                .transport
-                .run("flow_run", query, budget)
-                .await?
-                .flow_run;
+            let page = rows_of(self.transport.run("flow_run", query, budget).await?);
             let last = page.len() < PAGE;
             rows.extend(page);
             if last {
@@ -430,25 +444,15 @@ impl PrefectApi {
         agent: &str,
         before: Timestamp,
     ) -> Result<Vec<FlowRunId>, ApiError> {
-        let mut ids: Vec<FlowRunId> = Vec::new();
-        loop {
-            let query = ClaimedIds::build(ClaimedBefore {
+        let page = |offset| {
+            ClaimedIds::build(ClaimedBefore {
                 agent: Uuid(agent.to_owned()),
                 before: Time(time::format(before)),
-                offset: i32::try_from(ids.len()).unwrap_or(i32::MAX),
-            });
-            let budget = self.settings.retry_for;
-            let page = self
-                .transport
-                .run("flow_run", query, budget)
-                .await?
-                .flow_run;
-            let last = page.len() < PAGE;
-            ids.extend(page.into_iter().map(|row| FlowRunId::from(row.id.0)));
-            if last {
-                return Ok(ids);
-            }
-        }
+                offset,
+            })
+        };
+        let rows = self.pages(page, |answer| answer.flow_run).await?;
+        Ok(rows.into_iter().map(|row| row.id.0.into()).collect())
     }
 
     /// Those of these runs that this agent has claimed and that have not begun.

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write, stdout};
-use std::path::Path;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
+
+use crate::agent;
 
 /// How long the runs may take all together, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -168,7 +168,8 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     );
 
     let log = dir.path().join("agent.log");
-    let mut agent = start_agent(&binary, &prefect, &kubeconfig, &log)?;
+    let mut call = agent::start(&binary, &prefect.url(), &kubeconfig);
+    let mut agent = agent::spawn(&mut call, &log)?;
     let shown = show(&prefect, &kubernetes, &runs, &mut agent).await;
     if shown.is_err() {
         eprintln!(
@@ -213,25 +214,6 @@ async fn cluster(
             }
         });
     Ok(kubernetes.start().await?)
-}
-
-fn start_agent(
-    binary: &Path,
-    prefect: &PrefectApi,
-    kubeconfig: &Path,
-    log: &Path,
-) -> Result<Child> {
-    let log = std::fs::File::create(log)?;
-    Command::new(binary)
-        .args(["start", "--api", &prefect.url()])
-        .env("PREFECT__BACKEND", "server")
-        .env("KUBECONFIG", kubeconfig)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("cannot start {}", binary.display()))
 }
 
 /// Shows what happens until all runs have finished.

@@ -1,5 +1,6 @@
 //! Chores of the project, in Rust: `cargo xtask --help` lists them.
 
+mod agent;
 mod bench;
 mod chaos;
 mod demo;

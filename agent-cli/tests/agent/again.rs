@@ -148,14 +148,9 @@ async fn a_run_that_is_scheduled_again_while_its_job_does_not_get_on_is_failed_b
     let (code, output) = world.start(&["--max-polls", "1"]).ended().await;
     assert_eq!(code, Some(0), "{output}");
 
-    let backs_off = async {
-        while !format!("{:?}", world.kubernetes.pods()).contains("ImagePullBackOff") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, backs_off)
-        .await
-        .expect("the kubelet backs off");
+    let backs_off = |api: &KubernetesApi| format!("{:?}", api.pods()).contains("ImagePullBackOff");
+    let waits = world.kubernetes.wait_until(PATIENCE, backs_off).await;
+    assert!(waits.is_ok(), "the kubelet does not back off");
     world.prefect.forget_submitted_locks();
     let due = Timestamp::now() + SignedDuration::from_secs(4);
     let state = json!({

@@ -13,7 +13,8 @@ use tokio::sync::OnceCell;
 
 use crate::{FlowRunId, JobBackend};
 
-/// The most runs that are asked for at once: as many as a poll takes in hand by default.
+/// The most runs that share a question, as many as a poll takes in hand by default: an answer for more
+/// of them could come too late for those that wait for it.
 pub(super) const MOST: usize = 64;
 
 /// Runs of one poll, and what the backend says of them when the first of them is about to be claimed.

@@ -1,16 +1,16 @@
 //! The processes that are struck.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use super::world::World;
+use crate::agent;
 
 /// How long a replica may take to end.
 const END: Duration = Duration::from_secs(40);
@@ -52,22 +52,13 @@ impl Replicas {
         }
         self.started += 1;
         let name = format!("replica-{n}-start-{}.log", self.started);
-        let output = std::fs::File::create(self.dir.path().join(name))?;
-        let child = Command::new(&self.binary)
-            .args(["start", "--log-level", "debug", "--lease-duration", "2s"])
+        let mut call = agent::start(&self.binary, &world.prefect_url(), &world.kubeconfig());
+        call.args(["--log-level", "debug", "--lease-duration", "2s"])
             // Some images come at the second attempt.
             .args(["--image-pull-grace", "6s"])
-            .args(["--api", &world.prefect_url()])
-            .env("PREFECT__BACKEND", "server")
             .env("PREFECT__CLOUD__REQUEST_TIMEOUT", "3")
-            .env("KUBECONFIG", world.kubeconfig())
-            .env("HOME", self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+            .env("HOME", self.dir.path());
+        let child = agent::spawn(&mut call, &self.dir.path().join(name))?;
         self.running[n] = Some(child);
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,10 +9,11 @@ use agent_testkit::{Attempt, Fault, Faults, FlowRunSeed, KubernetesApi, PodEnd, 
 use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use uuid::Uuid;
 
 use super::fate::Fate;
+use crate::agent;
 
 /// How long after its start its owner cancels a run that is to be cancelled.
 const CANCELLED: Duration = Duration::from_secs(2);
@@ -70,23 +70,15 @@ impl World {
 
     /// Starts an agent that serves its metrics at this port.
     pub(super) fn start_agent(&self, binary: &Path, port: u16) -> Result<Child> {
-        let output = std::fs::File::create(self.output())?;
-        Command::new(binary)
-            .args(["start", "--api", &self.prefect.url()])
-            .args(["--agent-address", &format!("http://127.0.0.1:{port}")])
+        let kubeconfig = self.dir.path().join("kubeconfig");
+        let mut call = agent::start(binary, &self.prefect.url(), &kubeconfig);
+        call.args(["--agent-address", &format!("http://127.0.0.1:{port}")])
             .args(["--keep-failed-jobs", "20s", "--keep-succeeded-jobs", "5s"])
             .args(["--cancel-grace", "5s"])
             // Some images come at the second attempt.
             .args(["--image-pull-grace", "10s"])
-            .env("PREFECT__BACKEND", "server")
-            .env("KUBECONFIG", self.dir.path().join("kubeconfig"))
-            .env("HOME", self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", binary.display()))
+            .env("HOME", self.dir.path());
+        agent::spawn(&mut call, &self.output())
     }
 
     /// What the agent writes.

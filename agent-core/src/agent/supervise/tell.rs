@@ -31,14 +31,12 @@ impl Supervisor {
         if due.is_empty() {
             return Ok(true);
         }
-        if seen.state == JobState::Gone {
-            // A job that is gone cannot be marked, but nothing new is found about it either.
-            let entries = self.unwritten(due).await?;
-            self.shared.logs.written(entries).await;
-            return Ok(true);
-        }
-        let Some(turns) = self.begin(seen, due, teller, false).await? else {
-            // An earlier process could not mark what it told, either: the run's log has it.
+        let turns = match seen.state {
+            JobState::Gone => None,
+            _ => self.begin(seen, due, teller, false).await?,
+        };
+        let Some(turns) = turns else {
+            // Without marks, of a job that is gone or may not be marked, the run's log has what was told.
             let entries = self.unwritten(due).await?;
             self.shared.logs.written(entries).await;
             own.handled.extend(keys(due));
