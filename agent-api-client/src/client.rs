@@ -1,6 +1,6 @@
 //! The client: who the agent is, and what it asks the API.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use agent_core::{FlowRunId, LogEntry, State};
@@ -22,8 +22,8 @@ use crate::{state, time};
 const RETRY_BUFFER: SignedDuration = SignedDuration::from_secs(3);
 /// Runs whose logs are asked for in one request.
 const LOGS: usize = 100;
-/// Rows per page, as in the query itself.
-const PAGE: usize = 1000;
+/// An answer of fewer rows is not one that the server has cut short.
+const CUT: usize = 100;
 /// Runs per request, where the number is ours to choose.
 pub(crate) const CHUNK: usize = 500;
 
@@ -410,30 +410,54 @@ impl PrefectApi {
         Q: DeserializeOwned,
         V: Serialize,
     {
-        let mut rows = Vec::new();
+        let mut pages = Pages::default();
         loop {
-            let query = page(i32::try_from(rows.len()).unwrap_or(i32::MAX));
+            let query = page(pages.offset());
             let budget = self.settings.retry_for;
-            let page = rows_of(self.transport.run("flow_run", query, budget).await?);
-            let last = page.len() < PAGE;
-            rows.extend(page);
-            if last {
-                return Ok(rows);
+            let more = rows_of(self.transport.run("flow_run", query, budget).await?);
+            if pages.take(more) {
+                return Ok(pages.rows);
             }
         }
     }
 
     /// The state rows of runs; unknown runs are missing.
     pub(crate) async fn run_states(&self, ids: &[FlowRunId]) -> Result<Vec<RunState>, ApiError> {
-        let mut rows = Vec::with_capacity(ids.len());
-        for chunk in ids.chunks(CHUNK) {
-            let ids = chunk.iter().map(|id| Uuid(id.to_string())).collect();
-            let query = RunStates::build(ByIds { ids: Some(ids) });
-            let answer = self
-                .transport
-                .run("flow_run", query, self.settings.retry_for)
-                .await?;
-            rows.extend(answer.flow_run);
+        let query = |ids| RunStates::build(ByIds { ids: Some(ids) });
+        let id = |row: &RunState| row.id.0.clone();
+        self.of_runs(ids, query, |answer| answer.flow_run, id).await
+    }
+
+    /// The rows of runs, chunk by chunk. If the server may have cut an answer short, those that are
+    /// missing are asked for again.
+    async fn of_runs<Q, V, R>(
+        &self,
+        runs: &[FlowRunId],
+        query: impl Fn(Vec<Uuid>) -> Operation<Q, V>,
+        rows_of: impl Fn(Q) -> Vec<R>,
+        id_of: impl Fn(&R) -> String,
+    ) -> Result<Vec<R>, ApiError>
+    where
+        Q: DeserializeOwned,
+        V: Serialize,
+    {
+        let mut rows = Vec::with_capacity(runs.len());
+        for chunk in runs.chunks(CHUNK) {
+            let mut missing: HashSet<&str> = chunk.iter().map(FlowRunId::as_str).collect();
+            loop {
+                let ids = missing.iter().map(|id| Uuid((*id).to_owned())).collect();
+                let budget = self.settings.retry_for;
+                let answer = self.transport.run("flow_run", query(ids), budget);
+                let found = rows_of(answer.await?);
+                for row in &found {
+                    missing.remove(id_of(row).as_str());
+                }
+                let last = found.len() < CUT || missing.is_empty();
+                rows.extend(found);
+                if last {
+                    break;
+                }
+            }
         }
         Ok(rows)
     }
@@ -461,20 +485,46 @@ impl PrefectApi {
         agent: &str,
         runs: &[FlowRunId],
     ) -> Result<Vec<FlowRunRow>, ApiError> {
-        let mut rows = Vec::new();
-        for chunk in runs.chunks(CHUNK) {
-            let ids = chunk.iter().map(|id| Uuid(id.to_string())).collect();
-            let query = ClaimedFlowRuns::build(ClaimedByIds {
+        let query = |ids| {
+            ClaimedFlowRuns::build(ClaimedByIds {
                 agent: Uuid(agent.to_owned()),
                 ids: Some(ids),
-            });
-            let answer = self
-                .transport
-                .run("flow_run", query, self.settings.retry_for)
-                .await?;
-            rows.extend(answer.flow_run.into_iter().map(FlowRunRow::from));
-        }
-        Ok(rows)
+            })
+        };
+        let rows_of = |answer: ClaimedFlowRuns| {
+            let rows = answer.flow_run.into_iter();
+            rows.map(FlowRunRow::from).collect()
+        };
+        let id = |row: &FlowRunRow| row.id.clone();
+        self.of_runs(runs, query, rows_of, id).await
+    }
+}
+
+/// The rows of a query that comes in pages, whose length the server may cut further.
+struct Pages<R> {
+    rows: Vec<R>,
+    longest: usize,
+}
+
+impl<R> Default for Pages<R> {
+    fn default() -> Self {
+        let (rows, longest) = (Vec::new(), CUT);
+        Self { rows, longest }
+    }
+}
+
+impl<R> Pages<R> {
+    /// Where the next page begins.
+    fn offset(&self) -> i32 {
+        i32::try_from(self.rows.len()).unwrap_or(i32::MAX)
+    }
+
+    /// Takes the next page; whether it is the last one.
+    fn take(&mut self, more: Vec<R>) -> bool {
+        let last = more.len() < self.longest;
+        self.longest = self.longest.max(more.len());
+        self.rows.extend(more);
+        last
     }
 }
 
@@ -486,5 +536,22 @@ impl RunState {
             .as_ref()
             .map(|json| state::kind(&json.0));
         state::state(self.state.as_deref().or(serialized).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_pages_are_read_however_short_the_server_cuts_them() {
+        for (rows, cut, most) in [(0, 1000, 1), (99, 1000, 1), (250, 100, 3), (2000, 1000, 3)] {
+            let (mut pages, mut asked) = (Pages::default(), 1);
+            while !pages.take((pages.offset()..rows).take(cut).collect()) {
+                asked += 1;
+            }
+            assert_eq!(pages.rows, (0..rows).collect::<Vec<i32>>());
+            assert!(asked <= most, "{rows} rows in {asked} pages");
+        }
     }
 }

@@ -46,6 +46,12 @@ pub trait JobBackend: Send + Sync + 'static {
     /// Either kind.
     async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>>;
 
+    /// Whether a job was made for this [attempt](FlowRun::attempt) at a run, and not for an earlier
+    /// one. By default it always was.
+    fn is_of(&self, _job: &str, _attempt: &str) -> bool {
+        true
+    }
+
     /// What happens to the jobs: for each one that exists its present state, then
     /// [`Sighting::Complete`], and then every change. A finding stays in a job's observations for
     /// as long as it stands, also when it was [told](Self::told). By default nothing is seen.
@@ -53,6 +59,17 @@ pub trait JobBackend: Send + Sync + 'static {
         stream::iter([Sighting::Complete])
             .chain(stream::pending())
             .boxed()
+    }
+
+    /// Looks again whether a finding that [deletes](crate::Finding::deletes) a job still stands, or
+    /// that of a job that is [gone](crate::JobState::Gone). The
+    /// answer must be as new as the question: what was observed may be old when a watch has broken.
+    /// By default it does.
+    ///
+    /// # Errors
+    /// Either kind.
+    async fn stands(&self, _job: &str, _key: &str) -> Result<bool> {
+        Ok(true)
     }
 
     /// Whether this process is the one, of several replicas, that supervises the jobs; each item

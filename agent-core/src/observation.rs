@@ -74,8 +74,11 @@ pub struct Finding {
     pub logs: Vec<LogEntry>,
     /// What the run fails with, unless it has ended.
     pub failure: Option<String>,
-    /// Whether the job is of no more use and is deleted.
+    /// Whether the job is of no more use and is deleted. Asked for
+    /// [once more](crate::JobBackend::stands) before that.
     pub deletes: bool,
+    /// Whether it counts only as long as the run's process has not reported.
+    pub unreported: bool,
     /// Whether it was [told](crate::JobBackend::told) already.
     pub told: bool,
     /// It counts only when it still stands at this time.
@@ -93,6 +96,7 @@ impl Finding {
             logs,
             failure: None,
             deletes: false,
+            unreported: false,
             told: false,
             not_before: None,
             output_of: Vec::new(),

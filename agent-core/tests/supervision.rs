@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use agent_core::{Agent, FlowRunSource, LogEntry, LogLevel, Phase};
+use agent_core::{Agent, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
 use support::cluster::{Cluster, Replica};
 use support::{Faults, Memory, Running, until};
 use tokio::time::sleep;
@@ -130,4 +130,79 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
         assert!(took >= GRACE && took < GRACE * 3, "{pause} ms: {took:?}");
         agent.stop().await;
     }
+}
+
+/// The one replica that leads has not seen to a job that failed; its run is started again, and the
+/// other replica claims it and takes its time to make the new job.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_another_replica_has_claimed_again_is_not_failed_by_its_earlier_job() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    cluster.led_by_another();
+    source.seed("3", Some(source.clock.now()));
+    let replica = |id| Replica {
+        cluster: cluster.clone(),
+        id,
+    };
+    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica(1)));
+    let agent = Running::start(agent);
+    until("the end of its job", || cluster.has_ended("job-3/0")).await;
+    let again = {
+        let mut runs = source.runs();
+        let run = runs.get_mut("3").expect("seeded");
+        (run.phase, run.scheduled) = (Phase::Submitted, 1);
+        run.claimed_at = Some(tokio::time::Instant::now());
+        drop(runs);
+        source.claimed_runs(&["3".into()]).await.expect("no faults")
+    };
+    // The lease of whoever led runs out after 12 s, and what is claimed is recovered after 10 s.
+    source.runs().get_mut("3").expect("seeded").claimed_at = None;
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(source.run("3").failed, None);
+    replica(2).submit(&again[0]).await.expect("no faults");
+    until("the end of the run", || source.run("3").failed.is_some()).await;
+    assert_eq!(source.run("3").failed.as_deref(), Some("job-3/1 failed"));
+    agent.stop().await;
+}
+
+/// The watch has broken since it was seen that a job cannot start.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_so_any_more_fails_no_run() {
+    for (stands, failed) in [(true, Some("job-134/0 cannot start")), (false, None)] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        *cluster.stuck.lock().expect("no panics") = Some(stands);
+        source.seed("134", Some(source.clock.now()));
+        let replica = Replica {
+            cluster: cluster.clone(),
+            id: 1,
+        };
+        let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
+        let agent = Running::start(agent);
+        until("a job", || !cluster.is_empty()).await;
+        until("the end of the job", || cluster.is_empty()).await;
+        assert_eq!(source.run("134").failed.as_deref(), failed);
+        agent.stop().await;
+    }
+}
+
+/// While the source is away, a job is deleted by hand.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_goes_during_an_outage_fails_its_run_afterwards() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("134", Some(source.clock.now()));
+    let replica = Replica {
+        cluster: cluster.clone(),
+        id: 1,
+    };
+    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
+    let agent = Running::start(agent);
+    until("a job", || !cluster.is_empty()).await;
+    source.faults.lock().expect("no panics").before = 100;
+    cluster.remove_all();
+    sleep(Duration::from_secs(300)).await;
+    source.faults.lock().expect("no panics").before = 0;
+    until("the end of the run", || source.run("134").failed.is_some()).await;
+    agent.stop().await;
 }

@@ -285,6 +285,16 @@ impl JobBackend for KubernetesBackend {
         Ok(found)
     }
 
+    fn is_of(&self, job: &str, attempt: &str) -> bool {
+        let mut salts = 0..SALTS;
+        salts.any(|salt| job.ends_with(&manifest::identifier(attempt, salt)))
+    }
+
+    async fn stands(&self, job: &str, key: &str) -> Result<bool> {
+        let looking = observe::stands(&self.client, &self.namespace, job, key);
+        self.timed("Looking at a Job again", looking).await
+    }
+
     fn observations(&self) -> BoxStream<'static, Sighting> {
         let labels = self.manifests.labels();
         observe::sightings(&self.client, &self.namespace, labels, self.graces.clone())

@@ -476,3 +476,60 @@ async fn a_run_that_is_being_failed_is_told_why_before_the_agent_ends() {
     let told = world.told(run, "ERROR").await;
     assert_eq!(told.len(), 1, "{told:?}\n{output}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broken_watch_does_not_show_any_more_fails_no_run() {
+    let course = Course::create_container_config_error("secret \"db\" not found");
+    let (world, run) = world(course).await;
+    let agent = world.start(&["--start-error-grace", "3s", "--log-level", "debug"]);
+    // The pod is seen.
+    world.told(run, "DEBUG").await;
+    let faults = world.kubernetes.faults();
+    faults.add(Rule::new("watch pods", Fault::status(500)));
+    world.kubernetes.cut_watches();
+    let pod = world.kubernetes.objects("pods")[0]["metadata"]["name"].clone();
+    let pod = pod.as_str().expect("a name");
+    let started = world.kubernetes.modify("pods", "default", pod, |pod| {
+        pod["status"]["phase"] = json!("Running");
+        pod["status"]["containerStatuses"][0]["state"] = json!({"running": {}});
+    });
+    assert!(started);
+    agent.prints("has changed since it was seen").await;
+    assert_eq!(world.log(run, "ERROR"), [""; 0]);
+    assert_eq!(world.prefect.state(run).as_deref(), Some("Submitted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_loses_its_labels_is_not_taken_for_gone() {
+    let (world, run) = world(Course::hangs()).await;
+    let agent = world.start(&[]);
+    world.cluster(&agent, |api| api.count("pods") == 1).await;
+    let job = world.kubernetes.creations().remove(0).name;
+    let changed = world.kubernetes.modify("jobs", "default", &job, |job| {
+        let labels = job["metadata"]["labels"].as_object_mut();
+        labels.expect("labels").remove("prefect.io/identifier");
+    });
+    assert!(changed);
+    agent.prints("is there, but is not seen any more").await;
+    assert_eq!(world.prefect.state(run).as_deref(), Some("Running"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_ends_well_and_is_gone_fails_a_run_that_never_reported() {
+    let world = World::new().await;
+    let run = world.prefect.seed(FlowRunSeed::new());
+    let agent = world.start(&["--log-level", "debug"]);
+    world.cluster(&agent, |api| api.creation_count() == 1).await;
+    let job = world.kubernetes.creations().remove(0).name;
+    let ended = world.kubernetes.modify("jobs", "default", &job, |job| {
+        job["status"]["conditions"] = json!([{"type": "Complete", "status": "True"}]);
+    });
+    assert!(ended);
+    agent.prints("has ended, but flow run").await;
+    // As after `ttlSecondsAfterFinished`.
+    assert!(world.kubernetes.remove("jobs", "default", &job));
+    let message = world.fails(run, &agent).await;
+    assert!(message.ends_with("its flow run never started"), "{message}");
+    assert_eq!(world.told(run, "ERROR").await, [message]);
+    assert_eq!(world.kubernetes.creation_count(), 1);
+}

@@ -18,6 +18,9 @@ const MOST: usize = 500;
 /// The pause when there are more.
 const MORE: Duration = Duration::from_secs(1);
 
+/// Lines by run.
+type Seen = HashMap<FlowRunId, String>;
+
 /// Looks for such runs at the start, twice soon after it, because what died just before was too young
 /// then, and because this replica may lead only since, and from time to time.
 pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
@@ -25,8 +28,8 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
     let soon = options.recover_age + Duration::from_secs(1);
     let soon = soon.min(options.recover_every);
     let mut pauses = [Duration::ZERO, soon, soon].into_iter();
-    // Runs whose log was looked into already.
-    let mut seen = HashSet::new();
+    // What the owner of a run is to have been told, as far as its log was looked into already.
+    let mut seen = HashMap::new();
     let mut more = false;
     loop {
         let pause = match std::mem::take(&mut more) {
@@ -42,13 +45,13 @@ pub(super) async fn run(shared: &Arc<Shared>) -> Infallible {
 }
 
 /// Looks once; whether there is more to do than could be begun.
-async fn look(shared: &Arc<Shared>, seen: &mut HashSet<FlowRunId>) -> Result<bool> {
+async fn look(shared: &Arc<Shared>, seen: &mut Seen) -> Result<bool> {
     if shared.in_hand.counts().claimed >= MOST {
         return Ok(true);
     }
     let runs = shared.source.claimed(shared.options.recover_age).await?;
     let still: HashSet<&FlowRunId> = runs.iter().collect();
-    seen.retain(|run| still.contains(run));
+    seen.retain(|run, _| still.contains(run));
     let held: HashMap<FlowRunId, Held> = runs
         .into_iter()
         .filter_map(|id| Some((id.clone(), shared.in_hand.take(&id, Stage::Claimed)?)))
@@ -68,7 +71,10 @@ async fn look(shared: &Arc<Shared>, seen: &mut HashSet<FlowRunId>) -> Result<boo
         let lines = with
             .iter()
             .filter_map(|id| Some(deploy::submitted(shared, id, &job(id)?)))
-            .filter(|line| seen.insert(line.flow_run_id.clone()))
+            .filter(|line| {
+                let before = seen.insert(line.flow_run_id.clone(), line.message.clone());
+                before.as_ref() != Some(&line.message)
+            })
             .collect();
         tell(shared, lines, seen).await;
     }
@@ -99,7 +105,7 @@ async fn resume(shared: &Arc<Shared>, runs: Vec<(FlowRunId, Held)>) -> Result<bo
 }
 
 /// Tells the owners of runs that have a job, unless they were told.
-async fn tell(shared: &Arc<Shared>, lines: Vec<LogEntry>, seen: &mut HashSet<FlowRunId>) {
+async fn tell(shared: &Arc<Shared>, lines: Vec<LogEntry>, seen: &mut Seen) {
     if lines.is_empty() {
         return;
     }

@@ -34,6 +34,8 @@ pub struct Cluster {
     lease: Mutex<Option<(u64, Instant)>>,
     /// After what time there is something to tell of each job that is still at work.
     pub news: Mutex<Option<Duration>>,
+    /// Every job that is at work is seen not to start, and whether that is so.
+    pub stuck: Mutex<Option<bool>>,
 }
 
 /// The cluster as one replica sees it.
@@ -50,11 +52,29 @@ impl Cluster {
             made: Mutex::default(),
             lease: Mutex::default(),
             news: Mutex::default(),
+            stuck: Mutex::default(),
         })
     }
 
     pub fn is_empty(&self) -> bool {
         self.jobs().is_empty()
+    }
+
+    /// Another replica leads, until its lease runs out.
+    pub fn led_by_another(&self) {
+        *self.lease.lock().expect("no panics") = Some((u64::MAX, Instant::now()));
+    }
+
+    /// Whether a job has ended.
+    pub fn has_ended(&self, job: &str) -> bool {
+        self.jobs()
+            .get(job)
+            .is_some_and(|job| job.ends <= Instant::now())
+    }
+
+    /// Somebody deletes every job.
+    pub fn remove_all(&self) {
+        self.jobs().clear();
     }
 
     /// Has somebody begun to tell of a finding of every job.
@@ -84,7 +104,8 @@ impl Cluster {
         for (name, job) in jobs.iter() {
             let ended = job.ends <= now;
             let run = runs.get_mut(&job.run).expect("known");
-            if matches!(run.phase, Phase::Submitted | Phase::Running) {
+            let is_its_job = *name == format!("job-{}/{}", job.run, run.scheduled);
+            if is_its_job && matches!(run.phase, Phase::Submitted | Phase::Running) {
                 run.phase = match ended && !job.fails {
                     true => Phase::Finished,
                     false => Phase::Running,
@@ -101,6 +122,13 @@ impl Cluster {
             if let Some(after) = news.filter(|_| state == JobState::Active) {
                 let mut finding = Finding::new("news", Vec::new());
                 finding.not_before = Some(job.made + after);
+                findings.push(finding);
+            }
+            let stuck = *self.stuck.lock().expect("no panics");
+            if stuck.is_some() && state == JobState::Active {
+                let mut finding = Finding::new("w", Vec::new());
+                finding.failure = Some(format!("{name} cannot start"));
+                finding.deletes = true;
                 findings.push(finding);
             }
             if state == JobState::Failed {
@@ -193,6 +221,16 @@ impl JobBackend for Replica {
         Ok(found)
     }
 
+    fn is_of(&self, job: &str, attempt: &str) -> bool {
+        job == format!("job-{attempt}")
+    }
+
+    async fn stands(&self, _job: &str, _key: &str) -> Result<bool> {
+        lost(self.fault().await.0)?;
+        let stuck = *self.cluster.stuck.lock().expect("no panics");
+        Ok(stuck == Some(true))
+    }
+
     fn observations(&self) -> BoxStream<'static, Sighting> {
         struct Seen {
             cluster: Arc<Cluster>,
@@ -223,8 +261,13 @@ impl JobBackend for Replica {
                     .collect();
                 for job in gone {
                     let mut last = seen.known.remove(&job).expect("it was known");
-                    last.state = JobState::Gone;
                     last.findings.clear();
+                    if last.state == JobState::Active {
+                        let mut gone = Finding::new("gone", Vec::new());
+                        gone.failure = Some(format!("{job} was deleted"));
+                        last.findings.push(gone);
+                    }
+                    last.state = JobState::Gone;
                     seen.waiting.push_back(Sighting::Job(last));
                 }
                 for (job, observation) in now {

@@ -1,5 +1,6 @@
 //! What the state of a Job and its pods means for the flow run: a pure function.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use agent_core::{Finding, LogEntry, LogLevel};
@@ -25,6 +26,10 @@ const PENDING_GRACE: Duration = Duration::from_secs(1);
 /// How long a failed Job waits for news of its pods.
 const POD_GRACE: Duration = Duration::from_millis(1500);
 
+/// The key of the finding that a Job is gone.
+pub(super) const GONE: &str = "gone";
+/// The key of the finding that a Job cannot make pods.
+const NO_POD: &str = "wnopod";
 /// A pause that no process lives to see the end of.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -53,39 +58,81 @@ impl Default for Graces {
     }
 }
 
+/// When something about a Job was seen first.
+#[derive(Debug, Default)]
+pub(super) struct Since(HashMap<String, Instant>);
+
+impl Since {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn of(&mut self, key: &str) -> Instant {
+        *self.0.entry(key.to_owned()).or_insert_with(Instant::now)
+    }
+
+    /// It is over; should it come again, it is new.
+    fn forget(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+}
+
 /// What is to be told about a Job; `since` is when something was seen first.
 pub(super) fn findings(
     job: &JobView,
     pods: &[&PodView],
     events: &[&EventView],
     graces: &Graces,
-    mut since: impl FnMut(&str) -> Instant,
+    since: &mut Since,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if !pods.is_empty() {
+        since.forget(NO_POD);
+    }
     for pod in pods {
         if pod.phase == "Pending" {
             let own = events
                 .iter()
                 .filter(|event| !event.of_job && event.object == pod.name);
-            findings.extend(own.map(|event| pending(job, pod, event, &mut since)));
+            findings.extend(own.map(|event| pending(job, pod, event, since)));
         }
-        findings.extend(stuck(job, pod, graces, &mut since));
-        findings.extend(unschedulable(job, pod, graces, &mut since));
+        findings.extend(stuck(job, pod, graces, since));
+        findings.extend(unschedulable(job, pod, graces, since));
         if pod.phase == "Failed" {
             findings.push(failed_pod(job, pod));
         }
     }
     let refused = events.iter().rfind(|event| event.of_job);
     if let Some(event) = refused.filter(|_| pods.is_empty() && !job.is_finished()) {
-        findings.extend(no_pod(job, event, graces, &mut since));
+        findings.extend(no_pod(job, event, graces, since));
     }
     if let Some(reason) = &job.failed {
-        findings.push(failed_job(job, pods, reason, &mut since));
+        findings.push(failed_job(job, pods, reason, since));
     }
     for finding in &mut findings {
         finding.told = job.told.contains(&finding.key);
     }
     findings
+}
+
+/// Whether what ends a Job by this finding stands, seen afresh.
+pub(super) fn stands(key: &str, job: &JobView, pods: &[PodView]) -> bool {
+    // Times do not matter: they have passed, or it would not be asked.
+    let graces = Graces {
+        pending: Some(Duration::ZERO),
+        ..Graces::default()
+    };
+    if key == NO_POD {
+        return pods.is_empty() && !job.is_finished();
+    }
+    pods.iter().any(|pod| {
+        let stuck = stuck(job, pod, &graces, &mut Since::default());
+        let unschedulable = unschedulable(job, pod, &graces, &mut Since::default());
+        stuck
+            .iter()
+            .chain(&unschedulable)
+            .any(|finding| finding.key == key)
+    })
 }
 
 /// The finding for a Job that somebody else deleted while it was at work.
@@ -96,8 +143,27 @@ pub(super) fn gone(job: &JobView) -> Finding {
     );
     Finding {
         failure: Some(message.clone()),
-        ..Finding::new("gone", vec![entry(job, LogLevel::Error, message, None)])
+        ..Finding::new(GONE, vec![entry(job, LogLevel::Error, message, None)])
     }
+}
+
+/// The finding for a Job that has ended well and is gone, as after `ttlSecondsAfterFinished`: a run
+/// that has not reported would wait for it for ever.
+pub(super) fn vanished(job: &JobView) -> Finding {
+    let message = format!(
+        "Kubernetes Error: Job {} has ended and is gone, and its flow run never started",
+        job.name
+    );
+    Finding {
+        failure: Some(message.clone()),
+        unreported: true,
+        ..Finding::new(GONE, vec![entry(job, LogLevel::Error, message, None)])
+    }
+}
+
+/// Whether what this finding says may be different by now.
+pub(super) fn may_pass(key: &str) -> bool {
+    key.starts_with('w') || key == GONE
 }
 
 /// Whether the finding of this key was the end of its Job.
@@ -121,17 +187,12 @@ fn after(start: Instant, pause: Duration) -> Option<Instant> {
     start.checked_add(pause).or_else(never)
 }
 
-fn pending(
-    job: &JobView,
-    pod: &PodView,
-    event: &EventView,
-    since: &mut impl FnMut(&str) -> Instant,
-) -> Finding {
+fn pending(job: &JobView, pod: &PodView, event: &EventView, since: &mut Since) -> Finding {
     let message = format!(
         "Event: '{}' on pod '{}'\n\tMessage: {}",
         event.reason, pod.name, event.message
     );
-    let seen = since(&format!("pending {}", pod.uid));
+    let seen = since.of(&format!("pending {}", pod.uid));
     Finding {
         not_before: after(seen, PENDING_GRACE),
         ..Finding::new(
@@ -142,22 +203,20 @@ fn pending(
 }
 
 /// A container that waits for what will not come.
-fn stuck(
-    job: &JobView,
-    pod: &PodView,
-    graces: &Graces,
-    since: &mut impl FnMut(&str) -> Instant,
-) -> Option<Finding> {
+fn stuck(job: &JobView, pod: &PodView, graces: &Graces, since: &mut Since) -> Option<Finding> {
     pod.containers.iter().find_map(|container| {
+        let key = |what: &str| format!("{what} {} {}", pod.uid, container.name);
+        if container.state == ContainerState::Running && !since.is_empty() {
+            since.forget(&key("image"));
+            since.forget(&key("start"));
+        }
         let ContainerState::Waiting { reason, message } = &container.state else {
             return None;
         };
         let grace = if IMAGE.contains(&reason.as_str()) {
-            let key = format!("image {} {}", pod.uid, container.name);
-            after(since(&key), graces.image_pull)
+            after(since.of(&key("image")), graces.image_pull)
         } else if START.contains(&reason.as_str()) {
-            let key = format!("start {} {}", pod.uid, container.name);
-            after(since(&key), graces.start_error)
+            after(since.of(&key("start")), graces.start_error)
         } else {
             return None;
         };
@@ -180,12 +239,7 @@ fn stuck(
 }
 
 /// A pod that no node takes: each reason is told once.
-fn unschedulable(
-    job: &JobView,
-    pod: &PodView,
-    graces: &Graces,
-    since: &mut impl FnMut(&str) -> Instant,
-) -> Vec<Finding> {
+fn unschedulable(job: &JobView, pod: &PodView, graces: &Graces, since: &mut Since) -> Vec<Finding> {
     let Some(reason) = pod
         .unschedulable
         .as_ref()
@@ -202,7 +256,7 @@ fn unschedulable(
         findings.push(Finding {
             failure: Some(format!("Kubernetes Error: {message}")),
             deletes: true,
-            not_before: after(since(&format!("pending {}", pod.uid)), timeout),
+            not_before: after(since.of(&format!("pending {}", pod.uid)), timeout),
             ..Finding::new(
                 format!("wpending{}", short(&pod.uid)),
                 vec![entry(job, LogLevel::Error, message, None)],
@@ -213,12 +267,7 @@ fn unschedulable(
 }
 
 /// A Job that may not make pods: a quota, a missing service account, a policy.
-fn no_pod(
-    job: &JobView,
-    event: &EventView,
-    graces: &Graces,
-    since: &mut impl FnMut(&str) -> Instant,
-) -> [Finding; 2] {
+fn no_pod(job: &JobView, event: &EventView, graces: &Graces, since: &mut Since) -> [Finding; 2] {
     let message = format!("Job {} cannot create its pod: {}", job.name, event.message);
     // Each attempt names another pod, but for the same reason.
     let words = event.message.split(' ');
@@ -230,8 +279,8 @@ fn no_pod(
     let failed = Finding {
         failure: Some(format!("Kubernetes Error: {message}")),
         deletes: true,
-        not_before: after(since("no pod"), graces.create_failure),
-        ..Finding::new("wnopod", vec![entry(job, LogLevel::Error, message, None)])
+        not_before: after(since.of(NO_POD), graces.create_failure),
+        ..Finding::new(NO_POD, vec![entry(job, LogLevel::Error, message, None)])
     };
     [told, failed]
 }
@@ -322,12 +371,7 @@ fn explained(reason: &str) -> Option<&'static str> {
     })
 }
 
-fn failed_job(
-    job: &JobView,
-    pods: &[&PodView],
-    reason: &str,
-    since: &mut impl FnMut(&str) -> Instant,
-) -> Finding {
+fn failed_job(job: &JobView, pods: &[&PodView], reason: &str, since: &mut Since) -> Finding {
     let failed: Vec<String> = pods
         .iter()
         .filter(|pod| pod.phase == "Failed")
@@ -338,7 +382,7 @@ fn failed_job(
         let message = format!("Kubernetes Error: the Job failed, {reason}");
         return Finding {
             failure: Some(message.clone()),
-            not_before: after(since(key), POD_GRACE),
+            not_before: after(since.of(key), POD_GRACE),
             ..Finding::new(key, vec![entry(job, LogLevel::Error, message, None)])
         };
     }

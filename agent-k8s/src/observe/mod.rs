@@ -10,13 +10,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use agent_core::{Finding, JobState, Observation, Sighting};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
-use kube::api::Api;
+use kube::api::{Api, ListParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher as watch};
 use kube::{Client, Resource, ResourceExt};
-use tokio::time::Instant;
 
 pub use self::diagnose::Graces;
+use self::diagnose::Since;
 pub(crate) use self::notes::{Notes, REPORTED};
 use self::read::Event;
 use self::view::{EventView, JobView, PodView};
@@ -39,7 +39,7 @@ struct Index {
     /// Keys of events by the object that they are about.
     by_object: HashMap<String, BTreeSet<String>>,
     /// When something about a Job was seen first.
-    since: HashMap<String, HashMap<String, Instant>>,
+    since: HashMap<String, Since>,
     /// What a listing that goes on has shown so far.
     listed: [Option<HashSet<String>>; 3],
     /// Both Jobs and pods were listed once.
@@ -111,6 +111,35 @@ pub(crate) fn sightings(
     ])
     .flat_map(move |seen| stream::iter(index.take_in(seen)))
     .boxed()
+}
+
+/// Whether a finding that ends a Job stands, by what the API server says now.
+pub(crate) async fn stands(
+    client: &Client,
+    namespace: &str,
+    job: &str,
+    key: &str,
+) -> kube::Result<bool> {
+    let jobs: Api<read::Job> = Api::namespaced(client.clone(), namespace);
+    if !diagnose::may_pass(key) {
+        return Ok(true);
+    }
+    let job = jobs.get_opt(job).await?;
+    if key == diagnose::GONE {
+        return Ok(job.is_none_or(|job| job.metadata.deletion_timestamp.is_some()));
+    }
+    let Some(job) = job.and_then(|job| JobView::of(&job, "")) else {
+        return Ok(false);
+    };
+    let pods: Api<read::Pod> = Api::namespaced(client.clone(), namespace);
+    let own = ListParams::default().labels(&format!("{IDENTIFIER}={}", job.identifier));
+    let pods: Vec<PodView> = pods
+        .list(&own)
+        .await?
+        .iter()
+        .filter_map(PodView::of)
+        .collect();
+    Ok(diagnose::stands(key, &job, &pods))
 }
 
 fn changes<K, V: Send + 'static>(
@@ -276,7 +305,9 @@ impl Index {
             }
         }
         // What the agent deletes itself has ended, or has been told of.
-        if !job.is_finished() && !job.ending {
+        if job.complete {
+            findings.push(diagnose::vanished(&job));
+        } else if job.failed.is_none() && !job.ending {
             findings.push(diagnose::gone(&job));
         }
         Some(Observation {
@@ -302,6 +333,10 @@ impl Index {
                     entry.1.insert(place, view.name.clone());
                 }
                 let touched = entry.0.clone();
+                if let Some(job) = &touched {
+                    // That it could not make pods is over.
+                    self.remove_events_of(job);
+                }
                 if view.has_started() {
                     self.remove_events_of(&view.name);
                 }
@@ -354,7 +389,11 @@ impl Index {
                     return Vec::new();
                 }
                 let pod = self.pods.get(&view.object).filter(|_| !view.of_job);
-                if pod.is_some_and(PodView::has_started) {
+                let is_over = match view.of_job {
+                    true => self.has_pods(&view.object),
+                    false => pod.is_some_and(PodView::has_started),
+                };
+                if is_over {
                     return Vec::new();
                 }
                 self.is_there(2, &key);
@@ -378,6 +417,12 @@ impl Index {
             Change::Broken(_) | Change::Forbidden(_) => {}
         }
         Vec::new()
+    }
+
+    fn has_pods(&self, job: &str) -> bool {
+        let job = self.jobs.get(job);
+        let entry = job.and_then(|job| self.by_identifier.get(&job.identifier));
+        entry.is_some_and(|(_, pods)| !pods.is_empty())
     }
 
     /// Whether an event is about a Job of ours or a pod of one; in a busy namespace most are not.
@@ -457,9 +502,7 @@ impl Index {
             events.clear();
         }
         let mut since = self.since.remove(name).unwrap_or_default();
-        let findings = diagnose::findings(job, &pods, &events, &self.graces, |key| {
-            *since.entry(key.to_owned()).or_insert_with(Instant::now)
-        });
+        let findings = diagnose::findings(job, &pods, &events, &self.graces, &mut since);
         if !since.is_empty() {
             self.since.insert(name.to_owned(), since);
         }
@@ -477,6 +520,7 @@ fn missing<V>(known: &HashMap<String, V>, listed: Option<HashSet<String>>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::view::{ContainerState, ContainerView};
 
     fn job(failed: Option<&str>, told: &[&str]) -> JobView {
         JobView {
@@ -525,5 +569,89 @@ mod tests {
         assert_eq!(seen.findings, []);
         assert_eq!(going(job(None, &["w1"])).findings, []);
         assert_eq!(going(job(None, &[])).findings.len(), 1);
+    }
+
+    fn refused() -> Seen {
+        let event = EventView {
+            uid: "1".to_owned(),
+            of_job: true,
+            object: "job".to_owned(),
+            reason: "FailedCreate".to_owned(),
+            message: "exceeded quota".to_owned(),
+            at: None,
+        };
+        Seen::Event(Change::Is(("event".to_owned(), event)))
+    }
+
+    /// A pod, of which each container is in this state.
+    fn pod(state: ContainerState) -> PodView {
+        PodView {
+            name: "job-abcde".to_owned(),
+            uid: "2".to_owned(),
+            identifier: "1".to_owned(),
+            phase: "Pending".to_owned(),
+            reason: None,
+            message: None,
+            disruption: None,
+            unschedulable: None,
+            containers: vec![ContainerView {
+                name: "flow".to_owned(),
+                state,
+            }],
+        }
+    }
+
+    fn waiting() -> ContainerState {
+        ContainerState::Waiting {
+            reason: "CreateContainerConfigError".to_owned(),
+            message: "no secret".to_owned(),
+        }
+    }
+
+    /// An index of one Job that is at work.
+    fn index() -> Index {
+        let mut index = Index::default();
+        for seen in [
+            Seen::Job(Change::Listing),
+            Seen::Job(Change::Is(job(None, &[]))),
+            Seen::Job(Change::Listed),
+            Seen::Pod(Change::Listing),
+            Seen::Pod(Change::Listed),
+        ] {
+            index.take_in(seen);
+        }
+        index
+    }
+
+    #[test]
+    fn that_a_job_could_not_make_its_pod_is_over_once_there_was_one() {
+        let mut index = index();
+        let keys = |seen: &[Observation]| {
+            let findings = seen.iter().flat_map(|one| &one.findings);
+            findings.map(|one| one.key.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&index.apply(refused())).len(), 2);
+        let there = Seen::Pod(Change::Is(pod(ContainerState::Running)));
+        index.apply(there);
+        // It stays in the cluster for an hour, and is listed again.
+        index.apply(refused());
+        index.apply(Seen::Pod(Change::IsNot("job-abcde".to_owned())));
+        let later = index.observe("job").expect("it is there");
+        assert_eq!(keys(&[later]), [""; 0]);
+    }
+
+    #[test]
+    fn the_grace_of_a_container_that_cannot_start_begins_anew_after_it_was_running() {
+        let mut index = index();
+        let mut due = |state| {
+            let seen = index.apply(Seen::Pod(Change::Is(pod(state))));
+            let mut findings = seen.into_iter().flat_map(|one| one.findings);
+            findings.find_map(|one| one.not_before)
+        };
+        let first = due(waiting());
+        assert_eq!(due(ContainerState::NotFound), None);
+        assert_eq!(due(waiting()), first, "it never ran");
+        assert_eq!(due(ContainerState::Running), None);
+        assert_ne!(due(waiting()), first);
     }
 }

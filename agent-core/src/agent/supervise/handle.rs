@@ -9,7 +9,7 @@ use super::Supervisor;
 use super::table::{Job, Own};
 use crate::failpoint;
 use crate::observation::{Finding, JobState, Observation};
-use crate::{LogEntry, LogLevel, Phase, Result, State};
+use crate::{FlowRun, LogEntry, LogLevel, Phase, Result, State};
 
 /// How long a job is kept whose run has not reported although the job has ended.
 const UNREPORTED: Duration = Duration::from_secs(60);
@@ -24,6 +24,10 @@ const AGAIN: Duration = Duration::from_secs(10);
 const DEPLOYING: Duration = Duration::from_secs(1);
 /// The same for a job that does not get on and whose run is scheduled again.
 const RESCHEDULED: Duration = Duration::from_secs(5);
+/// The same for a job that has changed since it was seen: the watch will tell.
+const CHANGED: Duration = Duration::from_secs(5);
+/// How long the new job of a run that was claimed again may take to be made by another replica.
+const SUPERSEDED: Duration = Duration::from_secs(30);
 
 /// The logger's name of what concerns jobs; that of the Python agent.
 const LOGGER: &str = "k8s-infra";
@@ -38,18 +42,24 @@ impl Supervisor {
         };
         let span =
             tracing::info_span!("supervise", flow_run_id = %job.seen.flow_run_id, job = name);
-        // What fails here has said so, and is tried again.
-        let handled = self.handle(&mut job, teller).instrument(span).await;
-        if let Err(error) = handled {
-            let pause = if error.is_transient() { AGAIN } else { REFUSED };
+        let again = match self.handle(&mut job, teller).instrument(span).await {
+            Ok(again) => again,
+            // What fails has said so.
+            Err(error) if error.is_transient() => Some(AGAIN),
+            Err(_) if job.seen.state == JobState::Gone => None,
+            Err(_) => Some(REFUSED),
+        };
+        if let Some(pause) = again {
+            job.put_off = true;
             self.table.look_again(&name, Instant::now() + pause);
         }
         self.table.done(&name, job);
     }
 
-    async fn handle(&self, job: &mut Job, teller: &str) -> Result<()> {
+    /// Does it, unless it has to be put off, and then for how long.
+    async fn handle(&self, job: &mut Job, teller: &str) -> Result<Option<Duration>> {
         if job.own.foreign {
-            return Ok(());
+            return Ok(None);
         }
         let seen = job.seen.clone();
         let (mut due, mut delete) = self.due(&seen, &job.own);
@@ -65,7 +75,7 @@ impl Supervisor {
         delete &= self.shared.options.delete_finished || ended_without.is_some();
         delete &= seen.state != JobState::Gone && !job.own.deleted;
         if due.is_empty() && !delete {
-            return Ok(());
+            return Ok(None);
         }
         let run = &seen.flow_run_id;
         let state = || self.states.of(run);
@@ -76,7 +86,7 @@ impl Supervisor {
                 seen.job
             );
             job.own.foreign = true;
-            return Ok(());
+            return Ok(None);
         };
         if ended_without.is_some() && !state.is_finished() {
             // It was started again meanwhile.
@@ -84,17 +94,8 @@ impl Supervisor {
             due.retain(|finding| finding.key != ENDED_WITHOUT);
             delete = false;
         }
-        let fails = due.iter().any(|finding| finding.failure.is_some());
-        if fails && self.shared.in_hand.is_claimed(run) {
-            // Once the new job is there, it shows whether this one is still the run's.
-            self.table.look_again(&seen.job, Instant::now() + DEPLOYING);
-            return Ok(());
-        }
-        if fails && state.phase == Phase::Scheduled && seen.state == JobState::Active {
-            // Whoever claims the run keeps this job, and then it fails the run.
-            self.table
-                .look_again(&seen.job, Instant::now() + RESCHEDULED);
-            return Ok(());
+        if let Some(pause) = self.in_doubt(&seen, &mut due, &mut job.own, &state).await? {
+            return Ok(Some(pause));
         }
         let failed = self.fail(&seen, &due, &state).await?;
         let told = self.tell(&seen, &due, &mut job.own, teller).await?;
@@ -103,7 +104,72 @@ impl Supervisor {
             self.delete(&seen, &mut job.own, reported, ended_without.is_some())
                 .await?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Drops what does not hold for the run as it is, and says for how long it stays open whether
+    /// the run fails by what was found: it may be about to get another job.
+    async fn in_doubt(
+        &self,
+        seen: &Observation,
+        due: &mut Vec<&Finding>,
+        own: &mut Own,
+        state: &State,
+    ) -> Result<Option<Duration>> {
+        let fails = |due: &[&Finding]| due.iter().any(|finding| finding.failure.is_some());
+        if !fails(due) {
+            return Ok(None);
+        }
+        if self.shared.in_hand.is_claimed(&seen.flow_run_id) {
+            // Once the new job is there, it shows whether this one is still the run's.
+            return Ok(Some(DEPLOYING));
+        }
+        if state.phase == Phase::Scheduled && seen.state == JobState::Active {
+            // Whoever claims the run keeps this job, and then it fails the run.
+            return Ok(Some(RESCHEDULED));
+        }
+        let submitted = state.phase == Phase::Submitted;
+        let awaited = submitted && !self.table.has_another(seen) && self.is_awaited(seen).await?;
+        due.retain(|finding| awaited || !finding.unreported);
+        if submitted && !awaited && fails(due) && !self.table.has_another(seen) {
+            // Its new job is made by another replica just now; if none comes, this one was kept.
+            let since = *own.superseded.get_or_insert_with(Instant::now);
+            if since.elapsed() < SUPERSEDED {
+                return Ok(Some(DEPLOYING));
+            }
+        }
+        let gone = seen.state == JobState::Gone;
+        let last = due.iter().filter(|finding| finding.deletes || gone);
+        for finding in last {
+            let stands = || self.shared.backend.stands(&seen.job, &finding.key);
+            let what = format!("Cannot look at Job {} again", seen.job);
+            match self.insistently(&what, stands).await {
+                Ok(false) if gone => {
+                    tracing::warn!("Job {} is there, but is not seen any more", seen.job);
+                    due.clear();
+                    break;
+                }
+                Ok(false) => {
+                    tracing::debug!("Job {} has changed since it was seen", seen.job);
+                    return Ok(Some(CHANGED));
+                }
+                Err(error) if error.is_transient() => return Err(error),
+                // What may not be looked at is taken as it was seen.
+                Ok(true) | Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a run that is claimed waits for this job, as far as this agent can tell: not if it
+    /// was scheduled again and claimed since.
+    async fn is_awaited(&self, seen: &Observation) -> Result<bool> {
+        let run = &seen.flow_run_id;
+        let reading = || self.shared.source.claimed_runs(std::slice::from_ref(run));
+        let what = format!("Cannot read flow run {run}");
+        let runs = self.insistently(&what, reading).await?;
+        let is_of = |now: &FlowRun| self.shared.backend.is_of(&seen.job, &now.attempt);
+        Ok(runs.first().is_none_or(is_of))
     }
 
     /// The findings that are new and due, and whether the job is of no more use; sees to those that

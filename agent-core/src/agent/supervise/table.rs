@@ -39,6 +39,8 @@ pub(super) struct Own {
     /// The source does not know the run: it is somebody else's.
     pub(super) foreign: bool,
     pub(super) deleted: bool,
+    /// When it was seen first that its run waits for another job.
+    pub(super) superseded: Option<Instant>,
     /// When it was seen first that the job has ended.
     pub(super) ended: Option<Instant>,
 }
@@ -67,11 +69,15 @@ pub(super) struct Job {
     pub(super) run_ended: Option<RunEnded>,
     /// The run that had ended was started again.
     pub(super) run_restarted: bool,
+    /// There is something left to do about it, for later.
+    pub(super) put_off: bool,
 }
 
 #[derive(Default)]
 struct Inner {
     jobs: HashMap<String, Tracked>,
+    /// Names of jobs by run: seldom more than one.
+    by_run: HashMap<FlowRunId, Vec<String>>,
     queue: VecDeque<String>,
     /// Whether somebody works on the queue.
     in_term: bool,
@@ -117,11 +123,13 @@ impl Table {
                     looked_at: false,
                     run_ended: None,
                 };
+                let run = tracked.latest.flow_run_id.clone();
+                inner.by_run.entry(run).or_default().push(name.clone());
                 inner.jobs.insert(name.clone(), tracked);
                 None
             }
         };
-        count(before, Some(state));
+        count(before, state);
         if state == JobState::Gone && !inner.in_term {
             inner.remember_gone(name);
         } else {
@@ -187,6 +195,7 @@ impl Table {
             own: std::mem::take(&mut tracked.own),
             run_ended: tracked.run_ended.clone(),
             run_restarted: false,
+            put_off: false,
         })
     }
 
@@ -204,19 +213,19 @@ impl Table {
         }
         if again {
             self.enqueue(&mut inner, name);
-        } else if tracked.latest.state == JobState::Gone {
-            inner.jobs.remove(name);
-            count(Some(JobState::Gone), None);
+        } else if tracked.latest.state == JobState::Gone && !job.put_off {
+            inner.forget(name);
         }
     }
 
     /// Whether the run of this job has another one that is at work.
     pub(super) fn has_another(&self, seen: &Observation) -> bool {
-        self.lock().jobs.values().any(|other| {
-            let other = &other.latest;
-            other.flow_run_id == seen.flow_run_id
-                && other.job != seen.job
-                && other.state == JobState::Active
+        let inner = self.lock();
+        let names = inner.by_run.get(&seen.flow_run_id).into_iter().flatten();
+        let mut others = names.filter(|name| **name != seen.job);
+        others.any(|name| {
+            let other = inner.jobs.get(name);
+            other.is_some_and(|other| other.latest.state == JobState::Active)
         })
     }
 
@@ -318,15 +327,28 @@ impl Inner {
             };
             let job = self.jobs.get(&name);
             if job.is_some_and(|job| job.latest.state == JobState::Gone) {
-                self.jobs.remove(&name);
-                count(Some(JobState::Gone), None);
+                self.forget(&name);
+            }
+        }
+    }
+
+    /// Forgets a job that has gone.
+    fn forget(&mut self, name: &str) {
+        let Some(job) = self.jobs.remove(name) else {
+            return;
+        };
+        let run = &job.latest.flow_run_id;
+        if let Some(names) = self.by_run.get_mut(run) {
+            names.retain(|one| one != name);
+            if names.is_empty() {
+                self.by_run.remove(run);
             }
         }
     }
 }
 
 /// Keeps the numbers of jobs by state.
-fn count(before: Option<JobState>, now: Option<JobState>) {
+fn count(before: Option<JobState>, now: JobState) {
     let gauge = |state| {
         let name = match state {
             JobState::Active => "active",
@@ -336,13 +358,13 @@ fn count(before: Option<JobState>, now: Option<JobState>) {
         };
         Some(metrics::gauge!("prefect_agent_jobs", "state" => name))
     };
-    if before == now {
+    if before == Some(now) {
         return;
     }
     if let Some(gauge) = before.and_then(gauge) {
         gauge.decrement(1.0);
     }
-    if let Some(gauge) = now.and_then(gauge) {
+    if let Some(gauge) = gauge(now) {
         gauge.increment(1.0);
     }
 }
