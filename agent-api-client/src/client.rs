@@ -10,6 +10,7 @@ use secrecy::{SecretSlice, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::error::{ApiError, Cause};
 use crate::operations::*;
@@ -20,6 +21,8 @@ use crate::{state, time};
 /// How long a task run must have been due before its flow run is taken as abandoned: a flow that
 /// is still alive retries by itself within this time.
 const RETRY_BUFFER: SignedDuration = SignedDuration::from_secs(3);
+/// How long one request to write logs may take.
+const WRITE: Duration = Duration::from_secs(8);
 /// Runs whose logs are asked for in one request.
 const LOGS: usize = 100;
 /// An answer of fewer rows is not one that the server has cut short.
@@ -345,11 +348,13 @@ impl PrefectApi {
         };
         let mutation = WriteRunLogs::build(RunLogsVariables { input });
         let operation = "write_run_logs";
-        // A lost answer is for the caller to find out about: entries are not to be written twice.
-        let answer = self
-            .transport
-            .run_unless_lost(operation, mutation, self.settings.retry_for)
-            .await?;
+        // Every failure is for the caller to find out about: entries are not to be written twice, and
+        // whoever waits for this process to have written them does not wait for long.
+        let writing = self.transport.once(operation, mutation);
+        let answer = timeout(WRITE, writing).await.unwrap_or_else(|_| {
+            let why = format!("none within {} s", WRITE.as_secs());
+            Err(self.transport.error(operation, Cause::Broken(why)))
+        })?;
         match answer.write_run_logs.and_then(|answer| answer.success) {
             Some(true) => Ok(()),
             _ => {

@@ -181,65 +181,6 @@ impl Transport {
         }
     }
 
-    /// Sends an operation, again while it fails in passing, for at most about `budget`.
-    pub(crate) async fn run<F, V>(
-        &self,
-        operation: &'static str,
-        query: cynic::Operation<F, V>,
-        budget: Duration,
-    ) -> Result<F, ApiError>
-    where
-        F: DeserializeOwned,
-        V: Serialize,
-    {
-        self.repeat(operation, query, budget, Cause::is_transient)
-            .await
-    }
-
-    /// Like [`run`](Self::run), but a failure after which the request may have taken effect ends it.
-    pub(crate) async fn run_unless_lost<F, V>(
-        &self,
-        operation: &'static str,
-        query: cynic::Operation<F, V>,
-        budget: Duration,
-    ) -> Result<F, ApiError>
-    where
-        F: DeserializeOwned,
-        V: Serialize,
-    {
-        let harmless = |cause: &Cause| cause.is_transient() && !cause.is_ambiguous();
-        self.repeat(operation, query, budget, harmless).await
-    }
-
-    async fn repeat<F, V>(
-        &self,
-        operation: &'static str,
-        query: cynic::Operation<F, V>,
-        budget: Duration,
-        again: impl Fn(&Cause) -> bool,
-    ) -> Result<F, ApiError>
-    where
-        F: DeserializeOwned,
-        V: Serialize,
-    {
-        let body = self.body(operation, &query)?;
-        let until = Instant::now() + budget;
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        loop {
-            let error = match self.send(operation, body.clone()).await {
-                Ok(data) => return Ok(data),
-                Err(error) if !again(&error.cause) => return Err(error),
-                Err(error) => error,
-            };
-            let pause = backoff.pause(error.cause.retry_after());
-            if Instant::now() + pause > until {
-                return Err(error);
-            }
-            tracing::debug!("{error}; trying again in {pause:?}");
-            tokio::time::sleep(pause).await;
-        }
-    }
-
     /// Sends an operation once.
     pub(crate) async fn once<F, V>(
         &self,
@@ -252,6 +193,35 @@ impl Transport {
     {
         let body = self.body(operation, &query)?;
         self.send(operation, body).await
+    }
+
+    /// Sends an operation, again while it fails in passing, for at most about `budget`.
+    pub(crate) async fn run<F, V>(
+        &self,
+        operation: &'static str,
+        query: cynic::Operation<F, V>,
+        budget: Duration,
+    ) -> Result<F, ApiError>
+    where
+        F: DeserializeOwned,
+        V: Serialize,
+    {
+        let body = self.body(operation, &query)?;
+        let until = Instant::now() + budget;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let error = match self.send(operation, body.clone()).await {
+                Ok(data) => return Ok(data),
+                Err(error) if !error.cause.is_transient() => return Err(error),
+                Err(error) => error,
+            };
+            let pause = backoff.pause(error.cause.retry_after());
+            if Instant::now() + pause > until {
+                return Err(error);
+            }
+            tracing::debug!("{error}; trying again in {pause:?}");
+            tokio::time::sleep(pause).await;
+        }
     }
 
     fn body<F, V: Serialize>(

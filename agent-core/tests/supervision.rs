@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent_core::{Agent, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
@@ -147,16 +148,13 @@ async fn a_run_that_another_replica_has_claimed_again_is_not_failed_by_its_earli
     let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica(1)));
     let agent = Running::start(agent);
     until("the end of its job", || cluster.has_ended("job-3/0")).await;
-    let again = {
-        let mut runs = source.runs();
-        let run = runs.get_mut("3").expect("seeded");
-        (run.phase, run.scheduled) = (Phase::Submitted, 1);
-        run.claimed_at = Some(tokio::time::Instant::now());
-        drop(runs);
-        source.claimed_runs(&["3".into()]).await.expect("no faults")
-    };
-    // The lease of whoever led runs out after 12 s, and what is claimed is recovered after 10 s.
-    source.runs().get_mut("3").expect("seeded").claimed_at = None;
+    source.update("3", |run| {
+        (run.phase, run.scheduled) = (Phase::Submitted, 1)
+    });
+    // Or this replica would recover it.
+    source.update("3", |run| run.claimed_at = None);
+    let again = source.claimed_runs(&["3".into()]).await.expect("no faults");
+    // Meanwhile the lease of whoever led runs out.
     sleep(Duration::from_secs(20)).await;
     assert_eq!(source.run("3").failed, None);
     replica(2).submit(&again[0]).await.expect("no faults");
@@ -184,6 +182,36 @@ async fn what_is_not_so_any_more_fails_no_run() {
         assert_eq!(source.run("134").failed.as_deref(), failed);
         agent.stop().await;
     }
+}
+
+/// Everything works but the writing of logs.
+#[tokio::test(start_paused = true)]
+async fn logs_that_cannot_be_written_hold_up_nothing_and_are_told_afterwards() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    let ids: Vec<String> = (1..=100).map(|n| (3 * n).to_string()).collect();
+    for id in &ids {
+        source.seed(id, Some(source.clock.now()));
+    }
+    source.logs_away.store(true, Ordering::SeqCst);
+    let replica = Replica {
+        cluster: cluster.clone(),
+        id: 1,
+    };
+    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
+    let agent = Running::start(agent);
+    let all_failed = || source.runs().values().all(|run| run.failed.is_some());
+    until("the end of every run", all_failed).await;
+    assert!(source.clock.elapsed() < Duration::from_secs(60));
+    assert!(!cluster.is_empty(), "their jobs are kept until it is told");
+    source.logs_away.store(false, Ordering::SeqCst);
+    until("the end of every job", || cluster.is_empty()).await;
+    for id in &ids {
+        let logs = source.run(id).logs;
+        let reports = logs.iter().filter(|log| log.level == LogLevel::Error);
+        assert_eq!(reports.count(), 1, "{id}");
+    }
+    agent.stop().await;
 }
 
 /// While the source is away, a job is deleted by hand.

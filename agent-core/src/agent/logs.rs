@@ -8,6 +8,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::backoff::Backoff;
 use crate::{Error, FlowRunSource, LogEntry, LogLevel};
@@ -20,10 +21,10 @@ const BATCH_BYTES: usize = 1 << 20;
 const WAITING: usize = 8192;
 const WAITING_BYTES: usize = 8 << 20;
 /// Entries that have waited for longer may have been written by another replica.
-const STALE: Duration = Duration::from_secs(5);
+const STALE: Duration = Duration::from_secs(3);
 /// How long another replica that has the same to say, and is alive, may take to say it: it writes for
-/// [`STALE`] without a look at what is there.
-pub(super) const OTHERS: Duration = Duration::from_secs(6);
+/// [`STALE`] without a look at what is there, and what it has sent then may take its time.
+pub(super) const OTHERS: Duration = Duration::from_secs(12);
 /// What comes on top at the most, so that two that wait for each other do not write together.
 const JITTER: Duration = Duration::from_secs(4);
 /// Failures of one batch, with successful looks at what is there between them, after which the batch
@@ -32,6 +33,8 @@ const SUSPECT: u32 = 5;
 /// How long an entry is tried that fails by itself while the source answers: longer than the time in
 /// which a database comes back.
 const HOPELESS: Duration = Duration::from_secs(900);
+/// A source that has answered nothing about logs for so long is away, whatever the entries are.
+const AWAY: Duration = Duration::from_secs(120);
 /// How long the first entry of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -57,6 +60,10 @@ struct Queue {
     waiting: Mutex<Waiting>,
     filled: Notify,
     drained: Notify,
+    /// Entries that are to be written later.
+    later: TaskTracker,
+    /// The end is near: what was to be later is now.
+    ending: CancellationToken,
 }
 
 /// Takes entries for the logs of flow runs. Cheap to clone.
@@ -78,6 +85,7 @@ impl LogSink {
         let writer = Writer {
             source,
             queue: queue.clone(),
+            answered: Arc::new(Mutex::new(Instant::now())),
         };
         let task = tokio::spawn(async move {
             loop {
@@ -108,8 +116,9 @@ impl LogSink {
     /// The same later, when somebody else has had the time to write it.
     pub(super) fn write_if_missing_later(&self, entry: LogEntry) {
         let sink = self.clone();
-        tokio::spawn(async move {
-            sleep(OTHERS + JITTER.mul_f64(fastrand::f64())).await;
+        let pause = sleep(OTHERS + JITTER.mul_f64(fastrand::f64()));
+        self.0.later.spawn(async move {
+            let _ = sink.0.ending.run_until_cancelled(pause).await;
             sink.write_if_missing(entry).await;
         });
     }
@@ -149,9 +158,15 @@ impl LogSink {
 impl LogWriter {
     /// Waits until everything is written; what comes later is lost. Gives up after `bound`.
     pub(super) async fn finish(self, bound: Duration) {
-        self.queue.lock().closed = true;
-        self.queue.filled.notify_one();
-        if timeout(bound, self.task).await.is_err() {
+        let ending = async {
+            self.queue.ending.cancel();
+            self.queue.later.close();
+            self.queue.later.wait().await;
+            self.queue.lock().closed = true;
+            self.queue.filled.notify_one();
+            self.task.await
+        };
+        if timeout(bound, ending).await.is_err() {
             tracing::warn!("Some flow-run log entries could not be written before the end");
         }
     }
@@ -224,6 +239,8 @@ fn dropped(level: LogLevel, why: &'static str) {
 struct Writer {
     source: Arc<dyn FlowRunSource>,
     queue: Arc<Queue>,
+    /// When the source has answered last.
+    answered: Arc<Mutex<Instant>>,
 }
 
 impl Writer {
@@ -278,7 +295,7 @@ impl Writer {
                     let second = batch.split_off(batch.len() / 2);
                     batches.extend([second, batch]);
                 }
-                Err(error) if error.is_transient() && !is_hopeless(&batch) => {
+                Err(error) if error.is_transient() && !self.is_hopeless(&batch) => {
                     // Others first.
                     let mut waiting = self.queue.lock();
                     batch.into_iter().for_each(|item| waiting.push(item));
@@ -304,12 +321,13 @@ impl Writer {
         let doubtful = |item: &Item| item.doubtful || item.queued.elapsed() > STALE;
         if batch.iter().any(doubtful) {
             let late = Error::transient("the entries have waited for long");
-            self.keep_unwritten(batch, &mut backoff, late).await;
+            self.keep_unwritten(batch, &mut backoff, late).await?;
         }
         while !batch.is_empty() {
             let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
             let error = match self.source.write_logs(&entries).await {
                 Ok(()) => {
+                    self.answers();
                     for entry in &entries {
                         metrics::counter!("prefect_agent_logs_written_total", "level" => entry.level.name())
                             .increment(1);
@@ -321,7 +339,7 @@ impl Writer {
             };
             tracing::warn!("Failed to write flow-run logs, will try again: {error}");
             self.keep_unwritten(batch, &mut backoff, error.clone())
-                .await;
+                .await?;
             failures += 1;
             if failures == SUSPECT && !batch.is_empty() {
                 return Err(error);
@@ -330,10 +348,29 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes those entries out of a batch that are in the logs already, or in it twice.
-    async fn keep_unwritten(&self, batch: &mut Vec<Item>, backoff: &mut Backoff, why: Error) {
+    fn answers(&self) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Whether entries have been tried for so long that they would fail for ever, although the source
+    /// answers.
+    fn is_hopeless(&self, batch: &[Item]) -> bool {
+        let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = |item: &Item| item.queued.elapsed() > HOPELESS;
+        answered.elapsed() < AWAY && batch.iter().all(old)
+    }
+
+    /// Takes those entries out of a batch that are in the logs already, or in it twice; an error when
+    /// that cannot be found out for a while, and those that are left are doubtful then.
+    async fn keep_unwritten(
+        &self,
+        batch: &mut Vec<Item>,
+        backoff: &mut Backoff,
+        why: Error,
+    ) -> crate::Result<()> {
         let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
         let mut error = why;
+        let mut looks = 0;
         let there = loop {
             sleep(backoff.pause(error.retry_after())).await;
             match self.source.logged(&entries).await {
@@ -343,7 +380,13 @@ impl Writer {
                 Err(_) => break Vec::new(),
             }
             tracing::warn!("Cannot read which flow-run logs were written: {error}");
+            looks += 1;
+            if looks == SUSPECT {
+                batch.iter_mut().for_each(|item| item.doubtful = true);
+                return Err(error);
+            }
         };
+        self.answers();
         let mut there = there.into_iter();
         let mut kept: Vec<LogEntry> = Vec::new();
         batch.retain(|item| {
@@ -353,12 +396,8 @@ impl Writer {
             }
             keep
         });
+        Ok(())
     }
-}
-
-/// Whether entries have been tried for so long that they would fail for ever.
-fn is_hopeless(batch: &[Item]) -> bool {
-    batch.iter().all(|item| item.queued.elapsed() > HOPELESS)
 }
 
 #[cfg(test)]

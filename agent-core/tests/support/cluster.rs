@@ -228,7 +228,7 @@ impl JobBackend for Replica {
     async fn stands(&self, _job: &str, _key: &str) -> Result<bool> {
         lost(self.fault().await.0)?;
         let stuck = *self.cluster.stuck.lock().expect("no panics");
-        Ok(stuck == Some(true))
+        Ok(stuck != Some(false))
     }
 
     fn observations(&self) -> BoxStream<'static, Sighting> {

@@ -86,6 +86,8 @@ pub struct Memory {
     pub random: Mutex<fastrand::Rng>,
     pub lose_next_claims: AtomicUsize,
     pub poison: Mutex<Option<(FlowRunId, Poison)>>,
+    /// No logs can be written.
+    pub logs_away: AtomicBool,
     /// The source keeps every run in its queue.
     pub keeps_queued: AtomicBool,
     /// A run that is read again has ended just before.
@@ -104,6 +106,7 @@ impl Memory {
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             lose_next_claims: AtomicUsize::new(0),
             poison: Mutex::default(),
+            logs_away: AtomicBool::new(false),
             keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
@@ -129,6 +132,10 @@ impl Memory {
 
     pub fn run(&self, id: &str) -> Stored {
         self.runs()[id].clone()
+    }
+
+    pub fn update(&self, id: &str, change: impl FnOnce(&mut Stored)) {
+        change(self.runs().get_mut(id).expect("seeded"));
     }
 
     fn flow_run(&self, id: &FlowRunId, stored: &Stored) -> FlowRun {
@@ -270,7 +277,7 @@ impl FlowRunSource for Memory {
                 }
             }
         }
-        if before {
+        if before || self.logs_away.load(Ordering::SeqCst) {
             return Err(broken());
         }
         let mut runs = self.runs();

@@ -98,8 +98,10 @@ impl Supervisor {
             return Ok(Some(pause));
         }
         let failed = self.fail(&seen, &due, &state).await?;
-        let told = self.tell(&seen, &due, &mut job.own, teller).await?;
-        if delete && told {
+        if let Some(pause) = self.tell(&seen, &due, &mut job.own, teller).await? {
+            return Ok(Some(pause));
+        }
+        if delete {
             let reported = failed || state.phase != Phase::Submitted;
             self.delete(&seen, &mut job.own, reported, ended_without.is_some())
                 .await?;

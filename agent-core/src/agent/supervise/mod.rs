@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use self::states::States;
@@ -37,6 +38,8 @@ struct Supervisor {
     shared: Arc<Shared>,
     table: Table,
     states: States,
+    /// How many jobs' words may be written besides.
+    tellings: Arc<Semaphore>,
 }
 
 /// Follows the backend's observations until the agent stops, and then finishes what has begun.
@@ -44,6 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let supervisor = Supervisor {
         states: States::new(shared.source.clone()),
         table: Table::default(),
+        tellings: Arc::new(Semaphore::new(tell::TELLINGS)),
         shared,
     };
     tokio::select! {

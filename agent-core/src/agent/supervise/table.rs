@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::time::DelayQueue;
 
+use super::tell::Telling;
 use crate::FlowRunId;
 use crate::observation::{JobState, Observation};
 
@@ -39,6 +40,8 @@ pub(super) struct Own {
     /// The source does not know the run: it is somebody else's.
     pub(super) foreign: bool,
     pub(super) deleted: bool,
+    /// What is being told just now.
+    pub(super) telling: Option<Telling>,
     /// When it was seen first that its run waits for another job.
     pub(super) superseded: Option<Instant>,
     /// When it was seen first that the job has ended.

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Supervisor;
@@ -18,31 +20,54 @@ use crate::{LogEntry, Result};
 const OUTPUT: Duration = Duration::from_secs(5);
 /// How long what a teller has sent may take to arrive after it was taken for dead.
 const ARRIVES: Duration = Duration::from_secs(2);
+/// How long the writing of words is waited for; it goes on after that.
+const WRITTEN: Duration = Duration::from_secs(2);
+/// After what time it is looked at whether they are written then.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Jobs whose words are being written at the same time. More are told later: logs that cannot be
+/// written hold up no run's end, and fill no memory.
+pub(super) const TELLINGS: usize = 256;
+
+/// Words that are being written.
+#[derive(Debug)]
+pub(super) struct Telling {
+    keys: Vec<String>,
+    /// Whether the job is marked with that.
+    marked: bool,
+    writing: JoinHandle<()>,
+}
 
 impl Supervisor {
-    /// Tells what is new; whether all of it was told.
+    /// Tells what is new; for how long the rest is put off if not all of it was told.
     pub(super) async fn tell(
         &self,
         seen: &Observation,
         due: &[&Finding],
         own: &mut Own,
         teller: &str,
-    ) -> Result<bool> {
-        if due.is_empty() {
-            return Ok(true);
+    ) -> Result<Option<Duration>> {
+        if !self.is_told(seen, own).await {
+            return Ok(Some(AGAIN));
         }
+        let new = |finding: &&&Finding| !own.handled.contains(&finding.key);
+        let due: Vec<&Finding> = due.iter().filter(new).copied().collect();
+        if due.is_empty() {
+            return Ok(None);
+        }
+        let Ok(permit) = self.tellings.clone().try_acquire_owned() else {
+            return Ok(Some(AGAIN));
+        };
         let turns = match seen.state {
             JobState::Gone => None,
-            _ => self.begin(seen, due, teller, false).await?,
+            _ => self.begin(seen, &due, teller, false).await?,
         };
         let Some(turns) = turns else {
             // Without marks, of a job that is gone or may not be marked, the run's log has what was told.
-            let entries = self.unwritten(due).await?;
-            self.shared.logs.written(entries).await;
-            own.handled.extend(keys(due));
-            return Ok(true);
+            let entries = self.unwritten(&due).await?;
+            own.telling = Some(self.write(entries, keys(&due), false, permit));
+            return Ok((!self.is_told(seen, own).await).then_some(AGAIN));
         };
-        let (mut ours, mut inherited, mut all) = (Vec::new(), Vec::new(), true);
+        let (mut ours, mut inherited, mut rest) = (Vec::new(), Vec::new(), None);
         for (finding, turn) in due.iter().zip(turns) {
             match turn {
                 Turn::Ours => ours.push(*finding),
@@ -50,11 +75,9 @@ impl Supervisor {
                 Turn::Theirs => {
                     let first = own.theirs.entry(finding.key.clone());
                     let over = *first.or_insert_with(Instant::now) + self.shared.options.take_over;
-                    if over <= Instant::now() {
-                        inherited.push(*finding);
-                    } else {
-                        self.table.look_again(&seen.job, over);
-                        all = false;
+                    match over.saturating_duration_since(Instant::now()) {
+                        Duration::ZERO => inherited.push(*finding),
+                        left => rest = Some(rest.unwrap_or(left).min(left)),
                     }
                 }
             }
@@ -69,16 +92,53 @@ impl Supervisor {
             entries.extend(self.unwritten(&inherited).await?);
         }
         failpoint::reached("after-begin");
-        self.shared.logs.written(entries).await;
-        failpoint::reached("after-write");
         ours.append(&mut inherited);
-        self.end(seen, &ours).await;
-        failpoint::reached("after-told");
-        for finding in ours {
-            own.theirs.remove(&finding.key);
-            own.handled.insert(finding.key.clone());
+        own.telling = Some(self.write(entries, keys(&ours), true, permit));
+        match self.is_told(seen, own).await {
+            true => Ok(rest),
+            false => Ok(Some(AGAIN)),
         }
-        Ok(all)
+    }
+
+    /// Has words written.
+    fn write(
+        &self,
+        entries: Vec<LogEntry>,
+        keys: Vec<String>,
+        marked: bool,
+        permit: OwnedSemaphorePermit,
+    ) -> Telling {
+        let logs = self.shared.logs.clone();
+        let writing = tokio::spawn(async move {
+            logs.written(entries).await;
+            drop(permit);
+        });
+        Telling {
+            keys,
+            marked,
+            writing,
+        }
+    }
+
+    /// Whether the words that are being written, if there are any, are written by now or in a moment;
+    /// marks the job with that.
+    async fn is_told(&self, seen: &Observation, own: &mut Own) -> bool {
+        let Some(telling) = &mut own.telling else {
+            return true;
+        };
+        if timeout(WRITTEN, &mut telling.writing).await.is_err() {
+            return false;
+        }
+        failpoint::reached("after-write");
+        if telling.marked {
+            self.end(seen, &telling.keys).await;
+        }
+        failpoint::reached("after-told");
+        for key in own.telling.take().into_iter().flat_map(|one| one.keys) {
+            own.theirs.remove(&key);
+            own.handled.insert(key);
+        }
+        true
     }
 
     /// Marks the findings as ours to tell, as far as they are; `None` when this agent may not mark
@@ -101,12 +161,11 @@ impl Supervisor {
     }
 
     /// Marks the findings as told.
-    async fn end(&self, seen: &Observation, findings: &[&Finding]) {
-        if findings.is_empty() {
+    async fn end(&self, seen: &Observation, keys: &[String]) {
+        if keys.is_empty() {
             return;
         }
-        let keys = keys(findings);
-        let told = || self.shared.backend.told(&seen.job, &keys);
+        let told = || self.shared.backend.told(&seen.job, keys);
         let what = format!("Cannot note on Job {} what was told", seen.job);
         // Refused, or the agent stops: the next process looks into the run's log.
         let _ = self.insistently(&what, told).await;
