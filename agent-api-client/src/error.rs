@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// What the API says to a second claim, and to a state for a run that it does not know.
+pub(crate) const UPDATE_FAILED: &str = "State update failed";
+
 /// A failed request: what was asked, of which address, and what came back. Never holds the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
@@ -132,7 +135,12 @@ impl std::error::Error for ApiError {}
 impl From<ApiError> for agent_core::Error {
     fn from(error: ApiError) -> Self {
         match &error.cause {
-            Cause::Refused(_) | Cause::VersionConflict => Self::permanent(error.to_string()),
+            Cause::Refused(why) if why.contains(UPDATE_FAILED) => {
+                Self::permanent(error.to_string())
+            }
+            Cause::VersionConflict => Self::permanent(error.to_string()),
+            // The server uses the same words and the same code for what fails inside.
+            Cause::Refused(_) => Self::Refused(error.to_string()),
             cause => Self::Transient {
                 retry_after: cause.retry_after(),
                 message: error.to_string(),

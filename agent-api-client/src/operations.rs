@@ -210,16 +210,16 @@ pub(crate) struct ClaimedByIds {
     pub(crate) ids: Option<Vec<Uuid>>,
 }
 
-/// Those of some runs that are claimed by an agent and whose process has not reported.
+/// Those of some runs that are claimed by an agent and whose process has not reported. Claiming the
+/// task runs of one that is Running does not make the agent known with it.
 #[derive(cynic::QueryFragment)]
 #[cynic(graphql_type = "query_root", variables = "ClaimedByIds")]
 pub(crate) struct ClaimedFlowRuns {
     #[cynic(rename = "flow_run")]
     #[arguments(where: {
         id: { _in: $ids },
-        agent_id: { _eq: $agent },
         _or: [
-            { state: { _eq: "Submitted" } },
+            { state: { _eq: "Submitted" }, agent_id: { _eq: $agent } },
             { state: { _eq: "Running" }, task_runs: { state: { _eq: "Submitted" } } }
         ]
     })]
@@ -299,6 +299,7 @@ pub(crate) struct ByIds {
 pub(crate) struct RunState {
     pub(crate) id: Uuid,
     pub(crate) state: Option<String>,
+    pub(crate) version: Option<i32>,
     #[cynic(rename = "agent_id")]
     pub(crate) agent_id: Option<Uuid>,
     #[cynic(rename = "serialized_state")]

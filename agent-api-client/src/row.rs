@@ -1,10 +1,9 @@
 //! A row of the API's `flow_run` query, and the flow run it describes.
 
-use agent_core::{Flow, FlowRun, FlowRunId, Phase, Work};
+use agent_core::{Flow, FlowRun, FlowRunId, Moment, Phase, Work};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::Instant;
 
 use crate::{operations, state, time};
 
@@ -119,11 +118,12 @@ impl FlowRunRow {
         let scheduled = state::is_scheduled(&self.serialized_state);
         let under_way = state::phase(state::kind(&self.serialized_state)) == Phase::Running;
         let start = state::start_time(&self.serialized_state);
-        let attempt = match (start, tasks.is_empty()) {
+        let wanted = state::wanted_time(&self.serialized_state);
+        let attempt = match (wanted, tasks.is_empty()) {
             (None, false) => retry_attempt(&self.id, &tasks),
-            (start, _) => {
+            (wanted, _) => {
                 let first = || self.scheduled_start_time.as_deref().and_then(time::parse);
-                format!("{}@{}", self.id, micros(start.or_else(first)))
+                format!("{}@{}", self.id, micros(wanted.or_else(first)))
             }
         };
         let token = Token {
@@ -146,7 +146,7 @@ impl FlowRunRow {
                 environment: self.flow.environment,
             })),
             token: serde_json::to_value(token).unwrap_or_default(),
-            read_at: Instant::now(),
+            read_at: Moment::now(),
         }
     }
 }
@@ -155,7 +155,7 @@ impl FlowRunRow {
 fn retry_attempt(id: &str, tasks: &[TaskToken]) -> String {
     let mut starts: Vec<String> = tasks
         .iter()
-        .map(|task| format!("{}@{}", task.id, micros(state::start_time(&task.state))))
+        .map(|task| format!("{}@{}", task.id, micros(state::wanted_time(&task.state))))
         .collect();
     starts.sort();
     format!("{id}/{}", starts.join(","))
@@ -247,6 +247,23 @@ mod tests {
         assert_ne!(ready.attempt, next.attempt);
         assert!(ready.due.is_some());
         assert_eq!(claimed.due, None);
+    }
+
+    #[test]
+    fn so_is_one_that_a_limit_has_kept_in_the_queue() {
+        let task = |state: &Value| json!([{"id": "a", "serialized_state": state}]);
+        let running = json!({"type": "Running"});
+        let queued = json!({
+            "type": "Queued", "start_time": "2023-01-05T10:10:05+00:00",
+            "state": scheduled("2023-01-05T10:00:05+00:00"),
+        });
+        let ready = row(running.clone(), task(&queued));
+        let claimed = json!({
+            "id": "r", "flow": {"id": "f"}, "serialized_state": running,
+            "task_runs": task(&state::submitted(&queued, "")),
+        });
+        let claimed = serde_json::from_value::<FlowRunRow>(claimed).expect("a row");
+        assert_eq!(ready.attempt, claimed.into_claimed_run().attempt);
     }
 
     #[test]

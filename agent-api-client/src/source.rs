@@ -12,13 +12,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use crate::client::PrefectApi;
-use crate::error::{ApiError, Cause};
+use crate::error::{ApiError, Cause, UPDATE_FAILED};
 use crate::operations::StateResult;
 use crate::row::{FlowRunRow, Token};
 use crate::state;
-
-/// What the API says to a second claim, and to a state for a run that it does not know.
-const UPDATE_FAILED: &str = "State update failed";
 
 #[async_trait]
 impl FlowRunSource for PrefectApi {
@@ -75,7 +72,11 @@ impl FlowRunSource for PrefectApi {
         let token: Token = serde_json::from_value(run.token.clone()).map_err(|error| {
             Error::permanent(format!("flow run {} has no token: {error}", run.id))
         })?;
-        if state::is_scheduled(&token.state) {
+        let scheduled = state::is_scheduled(&token.state);
+        if !scheduled && token.tasks.is_empty() {
+            return Ok(Claim::Lost("nothing of it is scheduled".to_owned()));
+        }
+        if scheduled {
             let claim = self.claim_run(run, &token).await?;
             if claim != Claim::Claimed {
                 return Ok(claim);
@@ -106,13 +107,16 @@ impl FlowRunSource for PrefectApi {
             if states.iter().any(|row| row.state().is_finished()) {
                 return Ok(());
             }
+            let version = states.first().and_then(|row| row.version);
             let failed = state::failed(message);
-            let error = match self.set_flow_run_state(run.as_str(), None, failed).await {
+            let error = match self.set_flow_run_state(run.as_str(), version, failed).await {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
             let pause = backoff.pause(error.cause.retry_after());
-            if !error.cause.is_transient() || Instant::now() + pause > until {
+            // Changed by somebody since it was read: it is read again.
+            let again = error.cause.is_transient() || error.cause == Cause::VersionConflict;
+            if !again || Instant::now() + pause > until {
                 return Err(error.into());
             }
             tokio::time::sleep(pause).await;
@@ -209,21 +213,26 @@ impl PrefectApi {
             match self.outcome(result, &mut backoff, until).await {
                 Ok(Outcome::Accepted) => return Ok(Claim::Claimed),
                 Ok(Outcome::Declined(Claim::Lost(_))) if maybe_ours => {
-                    return self.read_back(run).await.map(|found| {
+                    return self.read_back(run, token).await.map(|found| {
                         found.unwrap_or_else(|| Claim::Lost("its claim was refused".to_owned()))
                     });
                 }
                 Ok(Outcome::Declined(claim)) => return Ok(claim),
-                Ok(Outcome::Unknown(false)) => {}
-                Ok(Outcome::Unknown(true)) => {
-                    maybe_ours = true;
-                    if let Some(found) = self.read_back(run).await? {
-                        return Ok(found);
+                // Meanwhile the run may have been claimed and have ended, and a server that was
+                // restarted remembers no claim.
+                Ok(Outcome::Unknown(ambiguous)) => {
+                    maybe_ours |= ambiguous;
+                    match self.read_back(run, token).await? {
+                        None => {}
+                        Some(Claim::Claimed) if !maybe_ours => {
+                            return Ok(Claim::Lost("another replica has it".to_owned()));
+                        }
+                        Some(found) => return Ok(found),
                     }
                 }
                 Err(error) if error.is_transient() => {
                     // The last word on a claim whose answers were all lost.
-                    return match self.read_back(run).await {
+                    return match self.read_back(run, token).await {
                         Ok(Some(found)) => Ok(found),
                         _ => Err(error),
                     };
@@ -234,18 +243,18 @@ impl PrefectApi {
     }
 
     /// What became of a claim; `None` when the run is still as it was before.
-    async fn read_back(&self, run: &FlowRun) -> Result<Option<Claim>> {
+    async fn read_back(&self, run: &FlowRun, token: &Token) -> Result<Option<Claim>> {
         let rows = self.run_states(std::slice::from_ref(&run.id)).await?;
         let Some(row) = rows.into_iter().next() else {
             return Ok(Some(Claim::Lost(
                 "the API does not know it any more".to_owned(),
             )));
         };
-        let start = row
+        let wanted = row
             .serialized_state
             .as_ref()
-            .and_then(|json| state::start_time(&json.0));
-        let same = run.due.is_none() || start == run.due;
+            .and_then(|json| state::wanted_time(&json.0));
+        let same = run.due.is_none() || wanted == state::wanted_time(&token.state);
         let state = row.state();
         let by_us = row.agent_id.as_ref().map(|id| id.0.as_str()) == self.transport.agent();
         Ok(match state.phase {

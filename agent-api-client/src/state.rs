@@ -68,6 +68,13 @@ pub(crate) fn start_time(state: &Value) -> Option<Timestamp> {
     own(state).or_else(|| own(unwrapped(state)))
 }
 
+/// The time for which a state, or the one that it wraps, was scheduled at first: neither a claim nor a
+/// limit that keeps it in the queue changes that.
+pub(crate) fn wanted_time(state: &Value) -> Option<Timestamp> {
+    let first = unwrapped(state)["start_time"].as_str();
+    first.and_then(time::parse).or_else(|| start_time(state))
+}
+
 /// Submitted around a state, as this client claims a run or a task run.
 pub(crate) fn submitted(state: &Value, message: &str) -> Value {
     let mut submitted = common("Submitted", message);

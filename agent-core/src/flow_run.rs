@@ -7,7 +7,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::Instant;
+
+use crate::Moment;
 
 /// The id of a flow run, as its source spells it. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
@@ -72,7 +73,7 @@ pub struct FlowRun {
     /// What the source needs to claim the run; means nothing to anybody else.
     pub token: Value,
     /// When the source read this. An old reading is read again before the run is claimed.
-    pub read_at: Instant,
+    pub read_at: Moment,
 }
 
 impl FlowRun {
@@ -87,7 +88,7 @@ impl FlowRun {
             under_way: false,
             work,
             token: Value::Null,
-            read_at: Instant::now(),
+            read_at: Moment::now(),
         }
     }
 }

@@ -134,8 +134,8 @@ pub trait FlowRunSource: Send + Sync + 'static {
     /// Either kind.
     async fn claimed(&self, age: Duration) -> Result<Vec<FlowRunId>>;
 
-    /// Those of these runs that this agent has claimed and whose process has not reported, read now.
-    /// One that was scheduled again and claimed again meanwhile is at its new attempt.
+    /// Those of these runs that this agent has claimed and whose process has not reported, read now;
+    /// of those that were [under way](FlowRun::under_way), who has claimed them need not be known. One that was scheduled again and claimed again meanwhile is at its new attempt.
     ///
     /// # Errors
     /// Either kind.

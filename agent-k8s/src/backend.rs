@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use agent_core::backoff::Backoff;
 use agent_core::{
     Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Sighting, Submission, Turn, async_trait,
 };
@@ -29,6 +30,8 @@ const RUNS: usize = 100;
 /// After what time a request that got no answer is forgotten. A run that still waits for its Job is
 /// submitted again within seconds.
 const FORGET: Duration = Duration::from_secs(600);
+/// How often something is noted on a Job that others change at the same time.
+const NOTES: u32 = 10;
 /// How many names are tried when somebody else's Job has the name of ours.
 const SALTS: u32 = 8;
 
@@ -147,7 +150,8 @@ impl KubernetesBackend {
     /// Changes what is noted on a Job, unless somebody else changes it at the same time, and then
     /// again; `None` when the Job is gone.
     async fn note<T>(&self, job: &str, change: impl Fn(&mut Notes) -> T) -> Result<Option<T>> {
-        loop {
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+        for _ in 0..NOTES {
             let known = self.noted().remove(job);
             let found = match known {
                 Some(known) => Some(known),
@@ -178,7 +182,9 @@ impl KubernetesBackend {
                     self.noted().insert(job.to_owned(), patched);
                     return Ok(Some(done));
                 }
-                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    tokio::time::sleep(backoff.pause(None)).await;
+                }
                 Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(None),
                 Ok(Err(error)) => {
                     return Err(classify(&format!("Noting on Job {job} failed"), &error));
@@ -186,6 +192,9 @@ impl KubernetesBackend {
                 Err(_) => return Err(Error::transient(format!("Noting on Job {job}: no answer"))),
             }
         }
+        Err(Error::transient(format!(
+            "Noting on Job {job} failed: it changes all the time"
+        )))
     }
 
     fn noted(&self) -> std::sync::MutexGuard<'_, HashMap<String, PartialObjectMeta<Job>>> {

@@ -5,6 +5,9 @@ use std::time::Duration;
 use agent_core::Error;
 use kube::core::Status;
 
+/// The longest pause that is made because the API server asks for one, or an admission webhook.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
 /// Why a request failed, in the API server's own words where it has spoken.
 pub(crate) fn reason(error: &kube::Error) -> String {
     match error {
@@ -70,7 +73,8 @@ pub(crate) fn classify(what: &str, error: &kube::Error) -> Error {
                 .map_or(0, |details| details.retry_after_seconds);
             Error::Transient {
                 message,
-                retry_after: (seconds > 0).then(|| Duration::from_secs(seconds.into())),
+                retry_after: (seconds > 0)
+                    .then(|| Duration::from_secs(seconds.into()).min(LONGEST_PAUSE)),
             }
         }
         _ => Error::Transient {

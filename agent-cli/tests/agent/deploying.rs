@@ -201,6 +201,18 @@ async fn a_retry_within_a_running_run_gets_a_job_and_its_task_runs_are_claimed()
     assert_eq!(world.prefect.state(run).as_deref(), Some("Running"));
 }
 
+/// The run was started by another agent, whose id it keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_gets_its_job_also_when_that_cannot_be_made_at_once() {
+    let world = World::new().await;
+    let unavailable = Rule::new("create jobs", Fault::status(503)).times(1);
+    world.kubernetes.faults().add(unavailable);
+    let due = Timestamp::now() - SignedDuration::from_secs(60);
+    world.prefect.seed_retry(FlowRunSeed::new(), [due]);
+    let agent = world.start(&[]);
+    world.cluster(&agent, |api| api.creation_count() == 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_with_an_unfinished_job_leaves_the_queue_without_a_second_one() {
     let world = World::new().await;

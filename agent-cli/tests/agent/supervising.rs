@@ -481,7 +481,7 @@ async fn a_run_that_is_being_failed_is_told_why_before_the_agent_ends() {
 async fn what_a_broken_watch_does_not_show_any_more_fails_no_run() {
     let course = Course::create_container_config_error("secret \"db\" not found");
     let (world, run) = world(course).await;
-    let agent = world.start(&["--start-error-grace", "3s", "--log-level", "debug"]);
+    let agent = world.start(&["--start-error-grace", "6s", "--log-level", "debug"]);
     // The pod is seen.
     world.told(run, "DEBUG").await;
     let faults = world.kubernetes.faults();

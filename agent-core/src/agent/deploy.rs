@@ -13,7 +13,9 @@ use super::jobless::Jobless;
 use super::slots::Slot;
 use crate::backoff::Backoff;
 use crate::failpoint;
-use crate::{Claim, Error, FlowRun, FlowRunId, JobRef, LogEntry, LogLevel, Result, Submission};
+use crate::{
+    Claim, Error, FlowRun, FlowRunId, JobRef, LogEntry, LogLevel, Moment, Result, Submission,
+};
 
 /// How old the reading of a run may be when it is claimed. The open-source server refuses a
 /// second claim only for 30 s after the first one and does not check versions, so an older
@@ -34,6 +36,10 @@ const LONGEST_RESPITE: Duration = Duration::from_secs(30);
 const PROMPT: Duration = Duration::from_secs(5);
 /// A backend that takes longer for one job is overloaded.
 const SLOW: Duration = Duration::from_secs(5);
+/// How long a run is left alone that the source refuses to have claimed.
+const REFUSED: Duration = Duration::from_secs(10);
+/// For how long it is tried to fail a run.
+const FAILS: Duration = Duration::from_secs(120);
 /// How long a run that is to fail waits for its log to hold the reason.
 const REASON: Duration = Duration::from_secs(2);
 
@@ -58,17 +64,23 @@ pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, due: Opti
         drop(slot);
         match done {
             Ok(None) => {}
-            Ok(Some(respite)) => {
-                // In hand for a moment, so that no poll finds it again at once.
-                held.enter(Stage::Waiting);
-                let pause = tokio::time::sleep(respite.min(LONGEST_RESPITE));
-                let _ = shared.stopping.run_until_cancelled(pause).await;
+            Ok(Some(respite)) => rest(&shared, &held, respite).await,
+            Err(error) => {
+                if !give_up(&shared, &run, error).await {
+                    rest(&shared, &held, LONGEST_RESPITE).await;
+                }
             }
-            Err(error) => give_up(&shared, &run, error).await,
         }
     }
     .instrument(span)
     .await;
+}
+
+/// Keeps a run in hand for a while, so that no poll finds it again at once.
+async fn rest(shared: &Shared, held: &Held, respite: Duration) {
+    held.enter(Stage::Waiting);
+    let pause = tokio::time::sleep(respite.min(LONGEST_RESPITE));
+    let _ = shared.stopping.run_until_cancelled(pause).await;
 }
 
 /// Leaves a run queued after a passing failure; for how long it is left alone.
@@ -135,7 +147,7 @@ async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option
         Duration::try_from(late).unwrap_or_default() > LATE
     });
     let age = run.read_at.elapsed();
-    if !has_job && (age <= LATE || (age <= FRESH && !late)) {
+    if !has_job && age <= if late { LATE } else { FRESH } {
         return Ok(Some(run.clone()));
     }
     let again = shared.source.reread(run).await?;
@@ -186,11 +198,14 @@ async fn claim_and_submit(
     let running = jobs.into_iter().find(|job| !job.finished);
     tracing::info!("Deploying flow run {} to execution environment...", run.id);
     failpoint::reached("before-claim");
-    let claimed = Instant::now();
+    let claimed = Moment::now();
     let claim = shared.source.claim(run).await;
     count_claim(&claim);
     match claim {
-        Ok(Claim::Claimed) => held.enter(Stage::Claimed),
+        Ok(Claim::Claimed) => {
+            held.enter(Stage::Claimed);
+            shared.refusals.forget(&run.id);
+        }
         Ok(Claim::Lost(reason)) => {
             tracing::debug!("Not deploying the flow run: {reason}");
             return Ok(Some(RESPITE));
@@ -198,6 +213,14 @@ async fn claim_and_submit(
         Ok(Claim::StillQueued(reason)) => {
             tracing::info!("Flow run {} stays in the queue: {reason}", run.id);
             return Ok(Some(QUEUED));
+        }
+        Err(Error::Refused(why)) => {
+            // The source words what passes as it words what does not.
+            if shared.refusals.again(&run.id) >= shared.options.submit_budget {
+                return Err(Error::permanent(why));
+            }
+            tracing::warn!("Cannot claim the flow run, leaving it queued: {why}");
+            return Ok(Some(REFUSED));
         }
         Err(error) if error.is_transient() => {
             return Ok(Some(leave(shared, "Cannot claim the flow run", &error)));
@@ -227,7 +250,7 @@ async fn submit(
     shared: &Shared,
     run: &FlowRun,
     place: Place,
-    claimed: Option<Instant>,
+    claimed: Option<Moment>,
 ) -> Result<()> {
     failpoint::reached("after-claim");
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
@@ -327,32 +350,63 @@ fn count_deployment(outcome: &'static str) {
     metrics::counter!("prefect_agent_deployments_total", "outcome" => outcome).increment(1);
 }
 
-/// Fails a run that can never be deployed, after telling its owner why.
-async fn give_up(shared: &Shared, run: &FlowRun, error: Error) {
+/// Fails a run that can never be deployed, after telling its owner why; whether that is over. If it
+/// is not, a later poll finds the run again, or the recovery does.
+async fn give_up(shared: &Shared, run: &FlowRun, error: Error) -> bool {
     let message = error.to_string();
     tracing::error!("Cannot deploy flow run {}: {message}", run.id);
-    let told = entry(shared, &run.id, LogLevel::Error, message.clone());
-    // The reason before the state, unless the log takes its time.
-    let _ = timeout(REASON, shared.logs.written(vec![told])).await;
-    failpoint::reached("before-give-up");
-    tracing::info!("Updating flow run {} state to Failed...", run.id);
-    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
-    loop {
-        match shared.source.fail(&run.id, &message).await {
-            Ok(()) => break,
-            Err(error) if error.is_transient() => {
-                tracing::warn!("Cannot fail flow run {}, will try again: {error}", run.id);
-                tokio::time::sleep(backoff.pause(error.retry_after())).await;
-            }
-            Err(error) => {
-                tracing::error!("Flow run {} could not be set to Failed: {error}", run.id);
-                break;
-            }
-        }
+    if shared.refusals.is_to_be_told(&run.id) {
+        let told = entry(shared, &run.id, LogLevel::Error, message.clone());
+        // The reason before the state, unless the log takes its time.
+        let _ = timeout(REASON, shared.logs.written(vec![told])).await;
     }
+    failpoint::reached("before-give-up");
+    let failed = fail(shared, run, &message).await;
     tracing::error!("Deployment of {} aborted!", run.id);
     count_deployment("failed");
-    metrics::counter!("prefect_agent_runs_failed_total", "by" => "deployment").increment(1);
+    match failed {
+        Ok(true) => {
+            metrics::counter!("prefect_agent_runs_failed_total", "by" => "deployment").increment(1);
+        }
+        Ok(false) => tracing::info!("Flow run {} has ended or begun anew meanwhile", run.id),
+        Err(error) => {
+            tracing::error!("Flow run {} could not be set to Failed: {error}", run.id);
+            return false;
+        }
+    }
+    shared.refusals.forget(&run.id);
+    true
+}
+
+/// Sets a run to Failed, again for a while as long as the failure may pass; `false` when this
+/// attempt at it has ended meanwhile.
+async fn fail(shared: &Shared, run: &FlowRun, message: &str) -> Result<bool> {
+    tracing::info!("Updating flow run {} state to Failed...", run.id);
+    let claimed = shared.in_hand.is_claimed(&run.id);
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    let until = Instant::now() + FAILS;
+    loop {
+        let error = match shared.source.fail(&run.id, message).await {
+            Err(error) if error.is_transient() && Instant::now() < until => error,
+            done => return done.map(|()| true),
+        };
+        tracing::warn!("Cannot fail flow run {}, will try again: {error}", run.id);
+        tokio::time::sleep(backoff.pause(error.retry_after())).await;
+        let same = match claimed {
+            true => awaits_job(shared, run).await,
+            false => shared
+                .source
+                .reread(run)
+                .await
+                .map(|now| now.is_some_and(|now| now.attempt == run.attempt)),
+        };
+        match same {
+            Ok(false) => return Ok(false),
+            Err(error) if !error.is_transient() => return Err(error),
+            // Whoever cannot be asked will not fail the run either.
+            Ok(true) | Err(_) => {}
+        }
+    }
 }
 
 /// What a run's owner is told when its job is there.

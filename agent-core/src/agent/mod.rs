@@ -9,6 +9,7 @@ mod jobless;
 mod logs;
 mod poll;
 mod recover;
+mod refusals;
 mod slots;
 mod supervise;
 
@@ -26,6 +27,7 @@ pub use self::health::{AgentHealth, AgentStatus};
 use self::in_flight::InFlight;
 use self::in_hand::InHand;
 use self::logs::LogSink;
+use self::refusals::Refusals;
 use self::slots::Slots;
 use crate::{FlowRunSource, JobBackend, Result};
 
@@ -61,6 +63,7 @@ struct Shared {
     backend: Arc<dyn JobBackend>,
     in_hand: Arc<InHand>,
     in_flight: Arc<InFlight>,
+    refusals: Refusals,
     slots: Slots,
     logs: LogSink,
     health: AgentHealth,
@@ -127,6 +130,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             in_hand: Arc::default(),
             in_flight,
+            refusals: Refusals::default(),
             slots: Slots::new(self.options.concurrency),
             logs,
             poke: self.health.poke_signal(),

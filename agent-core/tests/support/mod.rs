@@ -88,6 +88,9 @@ pub struct Memory {
     pub poison: Mutex<Option<(FlowRunId, Poison)>>,
     /// No logs can be written.
     pub logs_away: AtomicBool,
+    /// What is answered to claims, and to failing runs.
+    pub refuse_claims: Mutex<Option<Error>>,
+    pub refuse_failing: Mutex<Option<Error>>,
     /// The source keeps every run in its queue.
     pub keeps_queued: AtomicBool,
     /// A run that is read again has ended just before.
@@ -107,6 +110,8 @@ impl Memory {
             lose_next_claims: AtomicUsize::new(0),
             poison: Mutex::default(),
             logs_away: AtomicBool::new(false),
+            refuse_claims: Mutex::default(),
+            refuse_failing: Mutex::default(),
             keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
@@ -218,6 +223,9 @@ impl FlowRunSource for Memory {
         if before {
             return Err(broken());
         }
+        if let Some(error) = self.refuse_claims.lock().expect("no panics").clone() {
+            return Err(error);
+        }
         if self.keeps_queued.load(Ordering::SeqCst) {
             return Ok(Claim::StillQueued("a limit is reached".to_owned()));
         }
@@ -249,6 +257,9 @@ impl FlowRunSource for Memory {
         let (before, after) = self.weather().await;
         if before {
             return Err(broken());
+        }
+        if let Some(error) = self.refuse_failing.lock().expect("no panics").clone() {
+            return Err(error);
         }
         let mut runs = self.runs();
         let stored = runs.get_mut(run).expect("known");

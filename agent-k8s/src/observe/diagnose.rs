@@ -379,7 +379,7 @@ fn failed_job(job: &JobView, pods: &[&PodView], reason: &str, since: &mut Since)
         .collect();
     let key = "job";
     if failed.is_empty() {
-        let message = format!("Kubernetes Error: the Job failed, {reason}");
+        let message = format!("Kubernetes Error: Job {} failed, {reason}", job.name);
         return Finding {
             failure: Some(message.clone()),
             not_before: after(since.of(key), POD_GRACE),

@@ -230,6 +230,8 @@ impl Store {
             .collect();
         for id in &lost {
             self.update_run(id, |row| row.times_resurrected += 1);
+            // Ten minutes after the submission its lock is long over.
+            self.submitted_locks.remove(id);
             self.apply_state(
                 id,
                 scheduled("Rescheduled by a Lazarus process.", now),

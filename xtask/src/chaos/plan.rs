@@ -38,6 +38,8 @@ pub(super) enum Kind {
     ExpireWatches,
     /// The API takes runs that were submitted for lost and schedules them again.
     Lazarus,
+    /// The Prefect server restarts, and has forgotten who submitted what when.
+    Restart { back: Duration },
     /// The Prefect API, or the Kubernetes API, is not there for a while.
     Outage { prefect: bool, back: Duration },
 }
@@ -100,7 +102,7 @@ fn run(random: &mut fastrand::Rng) -> Run {
 }
 
 fn kind(random: &mut fastrand::Rng) -> Kind {
-    match random.u8(0..12) {
+    match random.u8(0..13) {
         0..5 => Kind::Kill {
             back: millis(random, 0, 2_000),
         },
@@ -111,6 +113,9 @@ fn kind(random: &mut fastrand::Rng) -> Kind {
         8 => Kind::CutWatches,
         9 => Kind::ExpireWatches,
         10 => Kind::Lazarus,
+        11 => Kind::Restart {
+            back: millis(random, 2_500, 4_000),
+        },
         _ => Kind::Outage {
             prefect: random.bool(),
             back: millis(random, 200, 3_000),

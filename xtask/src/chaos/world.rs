@@ -166,11 +166,17 @@ impl World {
                 "watches expired".to_owned()
             }
             Kind::Lazarus => {
-                self.prefect.forget_submitted_locks();
                 let again = self.prefect.lazarus_after(Duration::from_secs(1));
                 let what = format!("{} runs scheduled again", again.len());
                 lock(&self.rescheduled).extend(again);
                 what
+            }
+            Kind::Restart { back } => {
+                let rule = self.prefect.faults().add(Rule::new("*", Fault::DropBefore));
+                tokio::time::sleep(back).await;
+                self.prefect.forget_submitted_locks();
+                self.prefect.faults().remove(rule);
+                format!("Prefect server restarted within {back:?}")
             }
             Kind::Outage { prefect, back } => {
                 let faults = match prefect {
