@@ -34,6 +34,8 @@ pub struct Observation {
     pub state: JobState,
     /// Whether it was made by an agent with the labels of this one.
     pub own: bool,
+    /// When it was made, if that is known.
+    pub created_at: Option<Timestamp>,
     /// When it ended, if it has and if that is known.
     pub ended_at: Option<Timestamp>,
     /// What was found about it, in the order in which it is told.

@@ -349,31 +349,6 @@ async fn a_claimed_run_with_nothing_but_an_ended_job_of_an_earlier_attempt_gets_
     is_deployed_by_the_next(&source, &jobs).await;
 }
 
-/// Another replica has made the job of a run that was claimed long ago, and this one sees it before
-/// the other one's entry is in the log.
-#[tokio::test(start_paused = true)]
-async fn who_sees_a_job_that_was_just_made_leaves_its_maker_time_to_tell() {
-    const LOOK: Duration = Duration::from_secs(10);
-    let (source, jobs) = world();
-    source.seed("a", None);
-    if let Some(run) = source.runs().get_mut(&FlowRunId::from("a")) {
-        (run.phase, run.claimed_at) = (Phase::Submitted, Some(Instant::now()));
-    }
-    let made = JobRef {
-        name: "job-a/0".to_owned(),
-        finished: false,
-    };
-    let existing = || jobs.existing.lock().expect("no panics");
-    existing().insert("a".into(), vec![made]);
-    let agent = Agent::builder(source.clone(), jobs.clone()).recovery(LOOK, LOOK);
-    let agent = Running::start(agent.name("north"));
-    sleep(LOOK + Duration::from_millis(50)).await;
-    source.write_logs(&[submitted()]).await.expect("no faults");
-    sleep(LOOK * 3).await;
-    agent.stop().await;
-    assert_eq!(source.run("a").logs.len(), 1);
-}
-
 /// Makes jobs, of which the first answer is lost.
 #[derive(Default)]
 struct Unanswered {

@@ -184,6 +184,42 @@ async fn what_is_not_so_any_more_fails_no_run() {
     }
 }
 
+/// A process that dies after it has made a job has told of it or not; the flow starts at once.
+#[tokio::test(start_paused = true)]
+async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
+    const LOOK: Duration = Duration::from_secs(10);
+    for by_its_maker in [false, true] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        source.seed("1", Some(source.clock.now()));
+        let replica = |id| Replica {
+            cluster: cluster.clone(),
+            id,
+        };
+        let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica(1)));
+        let agent = Running::start(agent.name("north").recovery(LOOK, LOOK));
+        source.update("1", |run| run.phase = Phase::Submitted);
+        let claimed = source.claimed_runs(&["1".into()]).await;
+        let run = claimed.expect("no faults").remove(0);
+        replica(2).submit(&run).await.expect("no faults");
+        let line = LogEntry {
+            flow_run_id: "1".into(),
+            name: "north".to_owned(),
+            message: "Submitted for execution: Job job-1/0".to_owned(),
+            level: LogLevel::Info,
+            timestamp: None,
+        };
+        sleep(Duration::from_secs(5)).await;
+        if by_its_maker {
+            let line = std::slice::from_ref(&line);
+            source.write_logs(line).await.expect("no faults");
+        }
+        sleep(LOOK * 3).await;
+        assert_eq!(source.run("1").logs, [line]);
+        agent.stop().await;
+    }
+}
+
 /// Everything works but the writing of logs.
 #[tokio::test(start_paused = true)]
 async fn logs_that_cannot_be_written_hold_up_nothing_and_are_told_afterwards() {

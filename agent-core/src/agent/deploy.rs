@@ -276,6 +276,7 @@ async fn submit(
         let began = Instant::now();
         match shared.backend.submit(run).await {
             Ok(submission) if began.elapsed() > SLOW => {
+                unanswered = true;
                 shared.slots.complain();
                 break submission;
             }
@@ -301,6 +302,7 @@ async fn submit(
         }
     };
     failpoint::reached("after-create");
+    shared.made.note(&job);
     place.made(&job);
     count_deployment(if created { "created" } else { "found" });
     if created && claimed.is_none() {
@@ -318,7 +320,7 @@ async fn submit(
     tracing::info!("Completed deployment of flow run {}", run.id);
     let entry = submitted(shared, &run.id, &job);
     match created {
-        // Another replica that took the run for its own may have made it meanwhile.
+        // Another replica may have taken the run for its own, or may have told of the job.
         true if unanswered => shared.logs.write_if_missing_later(entry),
         true => shared.logs.write(entry).await,
         false => {}

@@ -113,10 +113,6 @@ impl AgentHealth {
         self.with(|seen| seen.leads = leads);
     }
 
-    pub(super) fn is_leading(&self) -> bool {
-        self.with(|seen| seen.leads)
-    }
-
     pub(super) fn watch_broke(&self, watch: &'static str, reason: String) {
         metrics::counter!("prefect_agent_watch_restarts_total", "watch" => watch).increment(1);
         let now = Instant::now();

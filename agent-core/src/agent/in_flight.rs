@@ -233,6 +233,7 @@ mod tests {
             flow_run_id: run.into(),
             state,
             own: true,
+            created_at: None,
             ended_at: None,
             findings: Vec::new(),
         }

@@ -24,7 +24,7 @@ const WAITING_BYTES: usize = 8 << 20;
 const STALE: Duration = Duration::from_secs(3);
 /// How long another replica that has the same to say, and is alive, may take to say it: it writes for
 /// [`STALE`] without a look at what is there, and what it has sent then may take its time.
-pub(super) const OTHERS: Duration = Duration::from_secs(12);
+const OTHERS: Duration = Duration::from_secs(12);
 /// What comes on top at the most, so that two that wait for each other do not write together.
 const JITTER: Duration = Duration::from_secs(4);
 /// Failures of one batch, with successful looks at what is there between them, after which the batch

@@ -7,6 +7,7 @@ mod in_flight;
 mod in_hand;
 mod jobless;
 mod logs;
+mod made;
 mod poll;
 mod recover;
 mod refusals;
@@ -27,6 +28,7 @@ pub use self::health::{AgentHealth, AgentStatus};
 use self::in_flight::InFlight;
 use self::in_hand::InHand;
 use self::logs::LogSink;
+use self::made::Made;
 use self::refusals::Refusals;
 use self::slots::Slots;
 use crate::{FlowRunSource, JobBackend, Result};
@@ -64,6 +66,7 @@ struct Shared {
     in_hand: Arc<InHand>,
     in_flight: Arc<InFlight>,
     refusals: Refusals,
+    made: Made,
     slots: Slots,
     logs: LogSink,
     health: AgentHealth,
@@ -131,6 +134,7 @@ impl Agent {
             in_hand: Arc::default(),
             in_flight,
             refusals: Refusals::default(),
+            made: Made::default(),
             slots: Slots::new(self.options.concurrency),
             logs,
             poke: self.health.poke_signal(),

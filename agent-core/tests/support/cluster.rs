@@ -151,6 +151,7 @@ impl Cluster {
                 flow_run_id: job.run.clone(),
                 state,
                 own: true,
+                created_at: Some(self.source.clock.now()),
                 ended_at: None,
                 findings,
             };

@@ -196,6 +196,7 @@ impl Index {
             flow_run_id: job.run,
             state: JobState::Gone,
             own: job.own,
+            created_at: None,
             ended_at: None,
         })
     }
@@ -347,6 +348,7 @@ impl Index {
             job: job.name.clone(),
             flow_run_id: job.run.clone(),
             own: job.own,
+            created_at: job.created_at,
             ended_at: job.ended_at,
             state: match (job.complete, &job.failed) {
                 (true, _) => JobState::Succeeded,
@@ -413,6 +415,7 @@ mod tests {
             complete: false,
             failed: failed.map(str::to_owned),
             deleting: failed.is_some(),
+            created_at: None,
             ended_at: None,
         }
     }

@@ -26,6 +26,7 @@ pub(super) struct JobView {
     /// The message of the condition Failed.
     pub(super) failed: Option<String>,
     pub(super) deleting: bool,
+    pub(super) created_at: Option<Timestamp>,
     pub(super) ended_at: Option<Timestamp>,
 }
 
@@ -54,6 +55,7 @@ impl JobView {
                 format!("{reason}: {message}")
             }),
             deleting: job.metadata.deletion_timestamp.is_some(),
+            created_at: job.metadata.creation_timestamp.as_ref().map(|time| time.0),
             ended_at: condition("Complete")
                 .or(condition("Failed"))
                 .and_then(|one| Some(one.last_transition_time.as_ref()?.0)),

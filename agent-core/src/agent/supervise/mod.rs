@@ -16,21 +16,24 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
+use jiff::SignedDuration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use self::states::States;
 use self::table::Table;
-use super::Shared;
+use super::{Shared, deploy};
 use crate::backoff::Backoff;
-use crate::observation::Sighting;
-use crate::{Error, Result};
+use crate::observation::{JobState, Observation, Sighting};
+use crate::{Error, LogEntry, Result};
 
 /// Jobs that are handled at the same time.
 const CONCURRENCY: usize = 32;
 /// For how long something is tried without a look at other jobs: what fails for one job alone must not
 /// hold up the others.
 const INSISTS: Duration = Duration::from_secs(60);
+/// Older jobs are not told of: whoever made them has lived to do it, or was replaced long ago.
+const ANNOUNCED: SignedDuration = SignedDuration::from_hours(1);
 /// The pause before a watch that has ended begins again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -67,7 +70,10 @@ impl Supervisor {
                 match sighting {
                     Sighting::Job(seen) => {
                         self.shared.in_flight.saw(&seen);
-                        self.table.saw(seen);
+                        let announced = announced(&self.shared, &seen);
+                        if self.table.saw(seen) {
+                            self.announce(announced);
+                        }
                     }
                     Sighting::Complete => self.shared.in_flight.complete(),
                     Sighting::Broken { watch, reason } => {
@@ -120,7 +126,9 @@ impl Supervisor {
     /// agent stops and what had begun is finished.
     async fn term(&self) {
         let teller = format!("{:08x}", fastrand::u32(..));
-        self.table.begin_term();
+        for seen in self.table.begin_term() {
+            self.announce(announced(&self.shared, &seen));
+        }
         let names = stream::unfold(&self.table, async |table| Some((table.next().await, table)));
         let stopping = self.shared.stopping.clone();
         let work = names
@@ -129,6 +137,13 @@ impl Supervisor {
         tokio::select! {
             () = work => {}
             never = cancelled::look(self) => match never {},
+        }
+    }
+
+    /// Sees to it that the owner of a run is told of its job, whatever became of who has made it.
+    fn announce(&self, announced: Option<LogEntry>) {
+        if let Some(entry) = announced {
+            self.shared.logs.write_if_missing_later(entry);
         }
     }
 
@@ -160,6 +175,15 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// What is told of a job that another process has made: it may have died before it told of it.
+fn announced(shared: &Shared, seen: &Observation) -> Option<LogEntry> {
+    let (run, job) = (&seen.flow_run_id, &seen.job);
+    let made_here = shared.made.take(job) || shared.in_hand.is_claimed(run);
+    let age = shared.source.now().duration_since(seen.created_at?);
+    let known = age > ANNOUNCED || seen.state == JobState::Gone || !seen.own;
+    (!known && !made_here).then(|| deploy::submitted(shared, run, job))
 }
 
 /// The error of an attempt that is not repeated because the agent stops.

@@ -108,8 +108,8 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Takes in what was seen of a job.
-    pub(super) fn saw(&self, seen: Observation) {
+    /// Takes in what was seen of a job; whether it is new to who leads.
+    pub(super) fn saw(&self, seen: Observation) -> bool {
         let mut inner = self.lock();
         let (name, state) = (seen.job.clone(), seen.state);
         let before = match inner.jobs.get_mut(&name) {
@@ -138,6 +138,7 @@ impl Table {
         } else {
             self.enqueue(&mut inner, &name);
         }
+        before.is_none() && inner.in_term
     }
 
     /// Has a job worked on again at a time, if it still exists then.
@@ -232,8 +233,9 @@ impl Table {
         })
     }
 
-    /// Everything there is has to be looked at. What the last term had begun is nobody's now.
-    pub(super) fn begin_term(&self) {
+    /// Everything there is has to be looked at, and is new. What the last term had begun is nobody's
+    /// now.
+    pub(super) fn begin_term(&self) -> Vec<Arc<Observation>> {
         let mut inner = self.lock();
         inner.in_term = true;
         inner.queue.clear();
@@ -245,6 +247,8 @@ impl Table {
             }
             self.enqueue(&mut inner, &name);
         }
+        let all = inner.jobs.values();
+        all.map(|tracked| tracked.latest.clone()).collect()
     }
 
     /// Nobody works on the queue from now on.
