@@ -10,8 +10,7 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The programs that a local cluster needs, and Debian's packages that they come from.
-const PROGRAMS: [(&str, &str); 8] = [
-    ("etcd", "etcd-server"),
+const PROGRAMS: [(&str, &str); 7] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
