@@ -6,6 +6,7 @@ mod chaos;
 mod demo;
 mod e2e;
 mod image;
+mod interrupt;
 mod soak;
 
 use std::path::PathBuf;
