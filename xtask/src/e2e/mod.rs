@@ -6,6 +6,7 @@ mod kind;
 mod local;
 mod suite;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use self::images::Images;
 pub(crate) use self::local::ControlPlane;
 pub(crate) use self::local::sandbox::{self, Sandbox};
 use self::suite::Target;
+use crate::interrupt::interrupted;
 
 /// The flags of the end-to-end tests.
 #[derive(clap::Args)]
@@ -210,22 +212,13 @@ async fn inside(plan: Plan) -> Result<()> {
     if plan.keep {
         println!(
             "The cluster stays up until Ctrl-C. To look around:\n  nsenter --all --target {} {} kubectl --kubeconfig {} get pods --all-namespaces",
-            outer_pid()?,
+            std::env::var("FIRST_PROCESS").context("the namespaces tell no process")?,
             kubernetes.display(),
             kubeconfig.display(),
         );
-        tokio::signal::ctrl_c().await?;
+        interrupted().await?;
     }
     outcome
-}
-
-/// This process's id as those outside its namespaces know it.
-fn outer_pid() -> Result<String> {
-    // The first number is that of the outermost namespace that /proc shows, the innermost is last.
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let pid = line.and_then(|line| line.split_whitespace().next());
-    Ok(pid.context("the process id is not known")?.to_owned())
 }
 
 /// A client for a kubeconfig.
@@ -263,7 +256,7 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
         client: client(&kubeconfig).await?,
         kubeconfig,
         host,
-        kubectl: vec!["kubectl".into()],
+        kubectl: kubectl()?,
         flow_image,
         agent_image,
         stores: stores(&agent),
@@ -273,6 +266,15 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
         local: None,
     };
     suite::run(Arc::new(target), tests).await
+}
+
+/// How `kubectl` is called where it does not come with the cluster.
+fn kubectl() -> Result<Vec<OsString>> {
+    ensure!(
+        sandbox::is_on_path("kubectl"),
+        "the tests call kubectl, which is not on the PATH; install it (https://kubernetes.io/docs/tasks/tools)"
+    );
+    Ok(vec!["kubectl".into()])
 }
 
 /// The kubeconfig that the environment names.

@@ -116,7 +116,7 @@ impl Sandbox {
             // Even when this process is killed, what it started does not outlive it.
             .args(["--pdeathsig", "KILL", "unshare"])
             .args(["--mount", "--net", "--uts", "--ipc", "--pid"])
-            .args(["--fork", "--kill-child=KILL", "--mount-proc"])
+            .args(["--fork", "--kill-child=KILL"])
             .args(["/bin/sh"])
             .arg(&self.script)
             .arg(super::config::NODE_NAME)
