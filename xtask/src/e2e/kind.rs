@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use super::images::{self, Images};
+use super::images;
 use super::local::sandbox::is_on_path;
 use super::suite::{self, Target, Test};
 use super::{Options, client};
@@ -99,8 +99,7 @@ fn words(text: &str) -> Vec<String> {
 pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let kubeconfig = folder.path().join("kubeconfig");
-    let flow = folder.path().join("flow.tar");
-    let own = folder.path().join("agent.tar");
+    let [flow, own] = super::archives(folder.path());
     let kind = Kind {
         engine: engine().unwrap_or("docker"),
         kubeconfig: &kubeconfig,
@@ -118,8 +117,7 @@ pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
     );
     super::kubectl()?;
     let agent = crate::build_agent(crate::Profile::Debug)?;
-    crate::image::save(&Images::assemble()?.flow, &[images::FLOW], &flow)?;
-    crate::image::save(&crate::image::agent(&agent)?, &[crate::image::NAME], &own)?;
+    super::save_images(folder.path(), &agent)?;
     let outcome = unless_interrupted(test(options, &kind, agent, tests)).await;
     if options.keep {
         println!(
