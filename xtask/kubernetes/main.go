@@ -1,5 +1,5 @@
-// The programs of a Kubernetes cluster in one binary, for the end-to-end tests where no container
-// engine and no registry exist. Which program it is, its name or its first argument says:
+// The programs of a Kubernetes cluster and its etcd in one binary, for the end-to-end tests where no
+// container engine and no registry exist. Which program it is, its name or its first argument says:
 // `kubernetes kubelet --config=...`.
 package main
 
@@ -11,6 +11,7 @@ import (
 	_ "time/tzdata" // for CronJobs with a time zone
 
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
@@ -32,15 +33,24 @@ var programs = map[string]func() *cobra.Command{
 }
 
 func main() {
-	if program, ok := programs[filepath.Base(os.Args[0])]; ok {
+	run()
+	if len(os.Args) > 1 {
+		os.Args = os.Args[1:]
+		run()
+	}
+	fmt.Fprintln(os.Stderr, "usage: kubernetes etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubelet|kubectl [FLAG...]")
+	os.Exit(2)
+}
+
+// run becomes the program that the first word of the command line names, and returns if it names none.
+func run() {
+	name := filepath.Base(os.Args[0])
+	if name == "etcd" {
+		// It reads its flags by itself, and is no cobra command.
+		etcdmain.Main(os.Args)
+		os.Exit(0)
+	}
+	if program, ok := programs[name]; ok {
 		os.Exit(cli.Run(program()))
 	}
-	if len(os.Args) > 1 {
-		if program, ok := programs[os.Args[1]]; ok {
-			os.Args = os.Args[1:]
-			os.Exit(cli.Run(program()))
-		}
-	}
-	fmt.Fprintln(os.Stderr, "usage: kubernetes kube-apiserver|kube-controller-manager|kube-scheduler|kubelet|kubectl [FLAG...]")
-	os.Exit(2)
 }

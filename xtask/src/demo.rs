@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use uuid::Uuid;
 
 use crate::agent;
+use crate::interrupt::{interrupted, unless_interrupted};
 
 /// How long the runs may take all together, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -170,7 +171,8 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let log = dir.path().join("agent.log");
     let mut call = agent::start(&binary, &prefect.url(), &kubeconfig);
     let mut agent = agent::spawn(&mut call, &log)?;
-    let shown = show(&prefect, &kubernetes, &runs, &mut agent).await;
+    let showing = show(&prefect, &kubernetes, &runs, &mut agent);
+    let shown = unless_interrupted(showing).await;
     if shown.is_err() {
         eprintln!(
             "The agent said:\n{}",
@@ -180,7 +182,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     shown?;
     if options.keep {
         println!("\nStaying up; Ctrl-C ends it.");
-        tokio::signal::ctrl_c().await?;
+        interrupted().await?;
     }
     stop(&mut agent).await?;
     summary(&prefect, &kubernetes, &runs)

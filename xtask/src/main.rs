@@ -6,6 +6,7 @@ mod chaos;
 mod demo;
 mod e2e;
 mod image;
+mod interrupt;
 mod soak;
 
 use std::path::PathBuf;
@@ -99,10 +100,13 @@ fn build_test(test: &str) -> Result<PathBuf> {
 /// Builds `agent-cli`; the path of the binary.
 fn build_agent(profile: Profile) -> Result<PathBuf> {
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--package", "agent-cli"]);
-    if profile == Profile::Release {
-        cargo.arg("--release");
-    }
+    cargo.args(["build", "--quiet"]);
+    cargo.args(match profile {
+        // As a part of the workspace: with the features that its tests are built with.
+        Profile::Debug => ["--bin", "agent-cli"].as_slice(),
+        // With no features but its own.
+        Profile::Release => &["--release", "--package", "agent-cli"],
+    });
     let status = cargo.status().context("cannot run cargo")?;
     ensure!(status.success(), "agent-cli does not build");
     // This program is at TARGET/PROFILE/xtask.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,9 +16,13 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 /// The label by which the Job of a flow run is found.
 const FLOW_RUN_LABEL: &str = "prefect.io/flow_run_id";
+/// The label by which the namespaces of a benchmark are found, and its value: this process.
+const OWNER_LABEL: &str = "prefect-bench";
+static OWNER: LazyLock<String> = LazyLock::new(|| Uuid::new_v4().to_string());
 
 /// A namespace in a cluster.
 pub(super) struct Given {
@@ -35,6 +39,18 @@ struct Seen {
     more: tokio::sync::Notify,
 }
 
+/// Deletes the namespaces of measurements that did not come to their end.
+pub(super) async fn delete_unfinished(kubeconfig: &Path) -> Result<()> {
+    let namespaces: Api<Namespace> = Api::all(client(kubeconfig).await?);
+    let which = ListParams::default().labels(&format!("{OWNER_LABEL}={}", *OWNER));
+    for namespace in namespaces.list(&which).await? {
+        let (name, how) = (namespace.name_any(), DeleteParams::background());
+        let deleted = namespaces.delete(&name, &how).await;
+        deleted.with_context(|| format!("cannot delete the namespace {name}"))?;
+    }
+    Ok(())
+}
+
 /// A client for the current context of a kubeconfig.
 pub(super) async fn client(kubeconfig: &Path) -> Result<Client> {
     let shown = kubeconfig.display();
@@ -49,7 +65,9 @@ impl Given {
     /// Makes the namespace and begins to watch.
     pub(super) async fn start(kubeconfig: &Path, namespace: &str) -> Result<Self> {
         let client = client(kubeconfig).await?;
-        let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
+        let labels = json!({OWNER_LABEL: *OWNER});
+        let object = json!({"metadata": {"name": namespace, "labels": labels}});
+        let object = serde_json::from_value(object)?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let made = namespaces.create(&PostParams::default(), &object).await;
         made.with_context(|| format!("cannot create the namespace {namespace}"))?;

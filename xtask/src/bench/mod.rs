@@ -16,15 +16,17 @@ mod startup;
 mod supervise;
 mod world;
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use self::agent::Agent;
 pub(crate) use self::raw::Options as RawOptions;
 pub(crate) use self::raw::run as raw;
 use self::report::Report;
+use crate::interrupt::unless_interrupted;
 
 /// The flags of the benchmarks.
 #[derive(clap::Args, Clone)]
@@ -136,7 +138,13 @@ pub(crate) async fn run(mut options: Options) -> Result<()> {
             return local::outside(&binary).await;
         }
     }
-    measure(&options, binary).await
+    let measured = unless_interrupted(measure(&options, binary)).await;
+    if let (Err(_), Some(kubeconfig)) = (&measured, &options.kubeconfig)
+        && let Err(error) = given::delete_unfinished(kubeconfig).await
+    {
+        eprintln!("A namespace prefect-bench-... may be left: {error:#}");
+    }
+    measured
 }
 
 /// Measures this binary on the servers that the options name.
@@ -172,17 +180,16 @@ async fn measure(options: &Options, binary: PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// Runs this command again, built with optimization: the servers, too, take part in what is measured.
+/// Becomes this command, built with optimization: the servers, too, take part in what is measured. No
+/// process is left between the terminal and the one that measures, so that signals reach it.
 fn again_optimized() -> Result<()> {
     eprintln!("Building the servers with optimization...");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["run", "--quiet", "--profile", "servers"]);
     let arguments = std::env::args_os().skip(1);
-    let status = cargo
+    let failed = cargo
         .args(["--package", "xtask", "--"])
         .args(arguments)
-        .status()
-        .context("cannot run cargo")?;
-    ensure!(status.success(), "the benchmark ended with {status}");
-    Ok(())
+        .exec();
+    Err(failed).context("cannot run cargo")
 }

@@ -6,6 +6,7 @@ mod replica;
 mod verdict;
 mod world;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -14,6 +15,7 @@ use self::plan::Plan;
 use self::replica::Replicas;
 use self::verdict::violations;
 use self::world::World;
+use crate::interrupt::unless_interrupted;
 
 /// How long everything may take to come to rest after the last blow.
 const REST: Duration = Duration::from_secs(180);
@@ -42,13 +44,17 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<()> {
     println!("Building agent-cli...");
     let binary = crate::build_agent(crate::Profile::Debug)?;
+    unless_interrupted(seeds(&options, &binary)).await
+}
+
+async fn seeds(options: &Options, binary: &Path) -> Result<()> {
     let first = options.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     let mut broken = Vec::new();
     for seed in first..first + options.seeds {
         let began = Instant::now();
         let plan = Plan::draw(seed, options.runs, options.replicas);
         let world = World::build(&plan).await?;
-        let mut replicas = Replicas::start(&binary, &world, options.replicas)?;
+        let mut replicas = Replicas::start(binary, &world, options.replicas)?;
         let mut timeline = Vec::new();
         for blow in &plan.blows {
             tokio::time::sleep_until((began + blow.at).into()).await;

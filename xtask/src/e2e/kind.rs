@@ -4,23 +4,33 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::images::{self, Images};
+use super::images;
 use super::local::sandbox::is_on_path;
 use super::suite::{self, Target, Test};
 use super::{Options, client};
+use crate::interrupt::unless_interrupted;
 
 /// The cluster's name.
 const NAME: &str = "prefect-agent-e2e";
+/// The variable that tells `kind` which container engine to use. Without it, it takes docker wherever
+/// there is such a program, even where no engine answers it but podman's does.
+const PROVIDER: &str = "KIND_EXPERIMENTAL_PROVIDER";
+const ENGINES: [&str; 3] = ["docker", "nerdctl", "podman"];
 
 /// Whether `kind` is there, and a container engine that answers.
 pub(super) fn answers() -> bool {
     is_on_path("kind") && engine().is_some()
 }
 
+/// The container engine that answers; only that one is asked that the person wants to use.
 fn engine() -> Option<&'static str> {
-    ["docker", "podman"].into_iter().find(|engine| {
+    let wanted = std::env::var(PROVIDER).ok();
+    let engines = ENGINES
+        .into_iter()
+        .filter(|engine| wanted.as_deref().is_none_or(|wanted| wanted == *engine));
+    engines.into_iter().find(|engine| {
         let mut ask = Command::new(engine);
         ask.arg("info").stdin(Stdio::null());
         ask.stdout(Stdio::null()).stderr(Stdio::null());
@@ -37,15 +47,15 @@ struct Kind<'a> {
 
 impl Kind<'_> {
     fn create(&self) -> Vec<String> {
-        let mut command = kind("create cluster --wait 180s --kubeconfig");
+        let mut command = self.kind("create cluster --wait 180s --kubeconfig");
         command.push(self.kubeconfig.display().to_string());
         command
     }
 
     fn load(&self) -> [Vec<String>; 2] {
         self.archives.map(|archive| {
-            let mut command = kind("load image-archive");
-            command.insert(3, archive.display().to_string());
+            let mut command = self.kind("load image-archive");
+            command.push(archive.display().to_string());
             command
         })
     }
@@ -68,20 +78,17 @@ impl Kind<'_> {
     }
 
     fn delete(&self) -> Vec<String> {
-        let mut command = kind("delete cluster --kubeconfig");
+        let mut command = self.kind("delete cluster --kubeconfig");
         command.push(self.kubeconfig.display().to_string());
         command
     }
-}
 
-fn kind(rest: &str) -> Vec<String> {
-    let mut command = words(&format!("kind {rest}"));
-    let at = command
-        .iter()
-        .position(|word| word.starts_with("--"))
-        .unwrap_or(command.len());
-    command.splice(at..at, ["--name".to_owned(), NAME.to_owned()]);
-    command
+    /// A command of two words, and what comes behind the cluster's name.
+    fn kind(&self, command: &str) -> Vec<String> {
+        let mut words = words(&format!("env {PROVIDER}={} kind {command}", self.engine));
+        words.splice(5..5, ["--name".to_owned(), NAME.to_owned()]);
+        words
+    }
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -92,8 +99,7 @@ fn words(text: &str) -> Vec<String> {
 pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let kubeconfig = folder.path().join("kubeconfig");
-    let flow = folder.path().join("flow.tar");
-    let own = folder.path().join("agent.tar");
+    let [flow, own] = super::archives(folder.path());
     let kind = Kind {
         engine: engine().unwrap_or("docker"),
         kubeconfig: &kubeconfig,
@@ -109,26 +115,20 @@ pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
         answers(),
         "kind needs the program kind and a container engine that answers; try --cluster local"
     );
+    super::kubectl()?;
     let agent = crate::build_agent(crate::Profile::Debug)?;
-    crate::image::save(&Images::assemble()?.flow, &[images::FLOW], &flow)?;
-    crate::image::save(&crate::image::agent(&agent)?, &[crate::image::NAME], &own)?;
-    let outcome = tokio::select! {
-        outcome = test(options, &kind, agent, tests) => outcome,
-        _ = tokio::signal::ctrl_c() => bail_interrupted(),
-    };
+    super::save_images(folder.path(), &agent)?;
+    let outcome = unless_interrupted(test(options, &kind, agent, tests)).await;
     if options.keep {
         println!(
-            "The cluster stays; delete it with: {}",
-            shown(&words(&format!("kind delete cluster --name {NAME}")))
+            "The cluster stays. Its kubeconfig: {}\nTo delete it: {}",
+            shown(&kind.kind("get kubeconfig")),
+            shown(&kind.kind("delete cluster"))
         );
         return outcome;
     }
     let deleted = execute(&kind.delete());
     outcome.and(deleted.map(drop))
-}
-
-fn bail_interrupted() -> Result<()> {
-    bail!("interrupted")
 }
 
 async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Test>) -> Result<()> {
@@ -145,7 +145,7 @@ async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Tes
         client: client(kind.kubeconfig).await?,
         kubeconfig: kind.kubeconfig.to_owned(),
         host,
-        kubectl: vec!["kubectl".into()],
+        kubectl: super::kubectl()?,
         flow_image: images::FLOW.to_owned(),
         agent_image: crate::image::NAME.to_owned(),
         stores: super::stores(&agent),
@@ -201,11 +201,11 @@ mod tests {
         assert_eq!(
             kind.commands().map(|one| shown(&one)),
             [
-                "kind create cluster --name prefect-agent-e2e --wait 180s --kubeconfig /tmp/kubeconfig",
-                "kind load image-archive /tmp/flow.tar --name prefect-agent-e2e",
-                "kind load image-archive /tmp/agent.tar --name prefect-agent-e2e",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind create cluster --name prefect-agent-e2e --wait 180s --kubeconfig /tmp/kubeconfig",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind load image-archive --name prefect-agent-e2e /tmp/flow.tar",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind load image-archive --name prefect-agent-e2e /tmp/agent.tar",
                 "docker network inspect kind --format '{{range .IPAM.Config}}{{.Gateway}} {{end}}'",
-                "kind delete cluster --name prefect-agent-e2e --kubeconfig /tmp/kubeconfig",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind delete cluster --name prefect-agent-e2e --kubeconfig /tmp/kubeconfig",
             ]
         );
     }

@@ -6,6 +6,7 @@ mod kind;
 mod local;
 mod suite;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use self::images::Images;
 pub(crate) use self::local::ControlPlane;
 pub(crate) use self::local::sandbox::{self, Sandbox};
 use self::suite::Target;
+use crate::interrupt::interrupted;
 
 /// The flags of the end-to-end tests.
 #[derive(clap::Args)]
@@ -30,7 +32,9 @@ use self::suite::Target;
 Examples:
   cargo xtask e2e                            all tests, on kind or on a cluster of our own
   cargo xtask e2e --cluster local 'quota'    the tests whose name contains a text
-  cargo xtask e2e --cluster kind --dry-run   the commands that would be run")]
+  cargo xtask e2e --cluster kind --dry-run   the commands that would be run
+  cargo xtask e2e --save-images images       what the nodes of a cluster of yours need for
+  cargo xtask e2e --cluster current --host 10.0.0.5 --flow-image NAME:TAG --agent-image NAME:TAG")]
 pub(crate) struct Options {
     /// Only the tests whose name contains this
     filter: Option<String>,
@@ -49,6 +53,9 @@ pub(crate) struct Options {
     /// Print the names of the tests
     #[arg(long)]
     list: bool,
+    /// Write the images of flows and of the agent into this folder, for the nodes of the current context
+    #[arg(long, value_name = "FOLDER")]
+    save_images: Option<PathBuf>,
     /// The address of this machine as pods see it [default: known for local and kind]
     #[arg(long, value_name = "ADDRESS")]
     host: Option<String>,
@@ -96,6 +103,10 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         let text = std::fs::read(plan)?;
         return inside(serde_json::from_slice(&text)?).await;
     }
+    if let Some(folder) = &options.save_images {
+        let agent = crate::build_agent(crate::Profile::Debug)?;
+        return save_images(folder, &agent);
+    }
     let kind = match options.cluster {
         Some(kind) => kind,
         None if kind::answers() => Place::Kind,
@@ -112,6 +123,23 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         Place::Kind => kind::run(&options, tests).await,
         Place::Current => current(&options, tests).await,
     }
+}
+
+/// Writes the images that nodes need, and says what they are called.
+fn save_images(folder: &Path, agent: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let [flow, own] = archives(folder);
+    crate::image::save(&Images::assemble()?.flow, &[images::FLOW], &flow)?;
+    crate::image::save(&crate::image::agent(agent)?, &[crate::image::NAME], &own)?;
+    println!("{} has the image {}", flow.display(), images::FLOW);
+    println!("{} has the image {}", own.display(), crate::image::NAME);
+    Ok(())
+}
+
+/// The archives of the images of flows and of the agent.
+fn archives(folder: &Path) -> [PathBuf; 2] {
+    ["flow.tar", "agent.tar"].map(|name| folder.join(name))
 }
 
 /// Builds everything, then goes on inside namespaces of its own.
@@ -210,22 +238,13 @@ async fn inside(plan: Plan) -> Result<()> {
     if plan.keep {
         println!(
             "The cluster stays up until Ctrl-C. To look around:\n  nsenter --all --target {} {} kubectl --kubeconfig {} get pods --all-namespaces",
-            outer_pid()?,
+            std::env::var("FIRST_PROCESS").context("the namespaces tell no process")?,
             kubernetes.display(),
             kubeconfig.display(),
         );
-        tokio::signal::ctrl_c().await?;
+        interrupted().await?;
     }
     outcome
-}
-
-/// This process's id as those outside its namespaces know it.
-fn outer_pid() -> Result<String> {
-    // The first number is that of the outermost namespace that /proc shows, the innermost is last.
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let pid = line.and_then(|line| line.split_whitespace().next());
-    Ok(pid.context("the process id is not known")?.to_owned())
 }
 
 /// A client for a kubeconfig.
@@ -247,10 +266,10 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
         format!("{missing} --host, the address of this machine that pods can reach")
     })?;
     let flow_image = options.flow_image.clone().with_context(|| {
-        format!("{missing} --flow-image; `cargo xtask e2e --cluster kind --dry-run` shows how kind gets it")
+        format!("{missing} --flow-image, the name of an image that --save-images makes")
     })?;
     let agent_image = options.agent_image.clone().with_context(|| {
-        format!("{missing} --agent-image, the name of what `cargo xtask image` makes")
+        format!("{missing} --agent-image, the name of an image that --save-images makes")
     })?;
     if !options.yes {
         ask(&format!(
@@ -263,7 +282,7 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
         client: client(&kubeconfig).await?,
         kubeconfig,
         host,
-        kubectl: vec!["kubectl".into()],
+        kubectl: kubectl()?,
         flow_image,
         agent_image,
         stores: stores(&agent),
@@ -273,6 +292,15 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
         local: None,
     };
     suite::run(Arc::new(target), tests).await
+}
+
+/// How `kubectl` is called where it does not come with the cluster.
+fn kubectl() -> Result<Vec<OsString>> {
+    ensure!(
+        sandbox::is_on_path("kubectl"),
+        "the tests call kubectl, which is not on the PATH; install it (https://kubernetes.io/docs/tasks/tools)"
+    );
+    Ok(vec!["kubectl".into()])
 }
 
 /// The kubeconfig that the environment names.

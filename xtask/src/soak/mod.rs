@@ -7,7 +7,7 @@ mod verdict;
 mod world;
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::sample::{QUANTITIES, Sample};
 use self::world::{LIFE, World};
+use crate::interrupt::unless_interrupted;
 
 /// How long the agent may take to serve its metrics, and to end.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -63,13 +64,18 @@ pub(crate) async fn run(options: Options) -> Result<()> {
             crate::build_agent(crate::Profile::Release)?
         }
     };
+    unless_interrupted(observe(&options, &binary)).await
+}
+
+/// Runs the agent, and judges it.
+async fn observe(options: &Options, binary: &Path) -> Result<()> {
     let mut world = World::start().await?;
     // The port is free again when the agent listens.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
     drop(listener);
-    let mut agent = world.start_agent(&binary, port)?;
-    let soaked = soak(&options, &mut world, &mut agent, port).await;
+    let mut agent = world.start_agent(binary, port)?;
+    let soaked = soak(options, &mut world, &mut agent, port).await;
     let samples = match soaked {
         Ok(samples) => samples,
         Err(error) => {
@@ -87,7 +93,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         let written = std::fs::write(file, sample::svg(&samples, title));
         written.with_context(|| format!("cannot write {}", file.display()))?;
     }
-    let findings = judge(&options, &world, &samples);
+    let findings = judge(options, &world, &samples);
     if !findings.is_empty() {
         let kept = world.keep();
         bail!(

@@ -23,7 +23,7 @@ impl ControlPlane {
             .with_context(|| format!("cannot write to {}", folder.display()))?;
         network()?;
         service_account_key(&layout.path("service-accounts.key"))?;
-        let etcd = Process::start("etcd", layout.etcd(), logs)?;
+        let etcd = Process::start("etcd", layout.etcd(kubernetes), logs)?;
         let api_server = layout.api_server(kubernetes);
         let api_server = Process::start("kube-apiserver", api_server, logs)?;
         let mut running = [etcd, api_server];

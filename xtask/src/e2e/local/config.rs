@@ -164,8 +164,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         })
     }
 
-    pub(super) fn etcd(&self) -> Command {
-        let mut command = Command::new("etcd");
+    pub(super) fn etcd(&self, kubernetes: &Path) -> Command {
+        let mut command = program(kubernetes, "etcd");
         command
             .arg(self.flag("data-dir", "etcd"))
             .arg(format!("--listen-client-urls={ETCD}"))

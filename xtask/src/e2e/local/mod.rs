@@ -51,7 +51,7 @@ impl Cluster {
         service_account_key(&layout.path("service-accounts.key"))?;
         let start = |name, command| Process::start(name, command, logs);
         let containerd = start("containerd", layout.containerd())?;
-        let etcd = start("etcd", layout.etcd())?;
+        let etcd = start("etcd", layout.etcd(kubernetes))?;
         let api_server = start("kube-apiserver", layout.api_server(kubernetes))?;
         let mut others = vec![containerd, etcd];
         let importing = import(&layout, images, &mut others);

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
+
+use crate::interrupt::unless_interrupted;
 
 /// The programs that a local cluster needs, and Debian's packages that they come from.
-const PROGRAMS: [(&str, &str); 8] = [
-    ("etcd", "etcd-server"),
+const PROGRAMS: [(&str, &str); 7] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
@@ -111,14 +111,12 @@ impl Sandbox {
 
     /// Runs a program in namespaces of its own, to its end or until somebody stops this process.
     pub(crate) async fn run(&self, program: &Path, args: &[&str]) -> Result<ExitStatus> {
-        let mut interrupted = signal(SignalKind::interrupt())?;
-        let mut terminated = signal(SignalKind::terminate())?;
         let mut command = Command::new("setpriv");
         command
             // Even when this process is killed, what it started does not outlive it.
             .args(["--pdeathsig", "KILL", "unshare"])
             .args(["--mount", "--net", "--uts", "--ipc", "--pid"])
-            .args(["--fork", "--kill-child=KILL", "--mount-proc"])
+            .args(["--fork", "--kill-child=KILL"])
             .args(["/bin/sh"])
             .arg(&self.script)
             .arg(super::config::NODE_NAME)
@@ -127,13 +125,15 @@ impl Sandbox {
             .args(args)
             .kill_on_drop(true);
         let mut child = command.spawn().context("cannot make namespaces")?;
-        tokio::select! {
-            status = child.wait() => return status.context("cannot wait for the namespaces"),
-            _ = interrupted.recv() => {}
-            _ = terminated.recv() => {}
+        let ended = unless_interrupted(async {
+            let status = child.wait().await;
+            status.context("cannot wait for the namespaces")
+        });
+        let ended = ended.await;
+        if ended.is_err() {
+            child.kill().await.context("cannot end the namespaces")?;
         }
-        child.kill().await.context("cannot end the namespaces")?;
-        bail!("interrupted")
+        ended
     }
 
     /// The folders of the control group: one for each hierarchy, or the one of version 2.

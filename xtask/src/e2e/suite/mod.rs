@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow, ensure};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use kube::Client;
@@ -25,6 +25,7 @@ use tokio::sync::Mutex;
 
 use self::world::World;
 use super::local;
+use crate::interrupt::interrupted;
 
 /// Tests that run at the same time: they mostly wait.
 const CONCURRENCY: usize = 8;
@@ -159,25 +160,28 @@ pub(super) async fn run(target: Arc<Target>, tests: Vec<Test>) -> Result<()> {
         let target = target.clone();
         async move { report(target, &test).await }
     };
+    // Those that run when somebody stops this process end, and clean up; no others begin.
+    let stopped = interrupted().map(drop).shared();
     let together = stream::iter(together)
+        .take_until(stopped.clone())
         .map(one)
         .buffer_unordered(CONCURRENCY);
-    let alone = stream::iter(alone).then(one);
-    let passed: Vec<bool> = together.chain(alone).collect().await;
+    let alone = stream::iter(alone).take_until(stopped).then(one);
+    let reports = together.chain(alone);
+    let passed: Vec<bool> = reports.filter_map(std::future::ready).collect().await;
     let failed = passed.iter().filter(|passed| !**passed).count();
     println!(
         "e2e: {} passed, {failed} failed in {:.0} s",
-        all - failed,
+        passed.len() - failed,
         began.elapsed().as_secs_f64()
     );
-    match failed {
-        0 => Ok(()),
-        _ => bail!("{failed} of {all} tests failed"),
-    }
+    ensure!(failed == 0, "{failed} of {all} tests failed");
+    ensure!(passed.len() == all, "interrupted");
+    Ok(())
 }
 
-/// Runs a test and says how it went.
-async fn report(target: Arc<Target>, test: &Test) -> bool {
+/// Runs a test and says how it went, unless somebody stops this process meanwhile.
+async fn report(target: Arc<Target>, test: &Test) -> Option<bool> {
     let began = Instant::now();
     let world = match World::new(target).await {
         Ok(world) => Arc::new(world),
@@ -186,27 +190,47 @@ async fn report(target: Arc<Target>, test: &Test) -> bool {
                 "FAILED {}: there is nothing to test on: {error:#}",
                 test.title()
             );
-            return false;
+            return Some(false);
         }
     };
+    let outcome = tokio::select! {
+        outcome = outcome(test, world.clone()) => Some(outcome),
+        _ = interrupted() => None,
+    };
+    if let Some(outcome) = &outcome {
+        tell(&world, test, outcome, began.elapsed()).await;
+    }
+    if let Err(error) = world.clean_up().await {
+        println!("what a test made is left: {error:#}");
+    }
+    outcome.map(|outcome| outcome.is_ok())
+}
+
+/// Runs a test to its end, or as long as it may take; one that has failed leaves the cluster running.
+async fn outcome(test: &Test, world: Arc<World>) -> Result<()> {
     let run = AssertUnwindSafe((test.run)(world.clone())).catch_unwind();
     let outcome = match tokio::time::timeout(TIMEOUT, run).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(anyhow!("it panicked")),
         Err(_) => Err(anyhow!("it did not end within {TIMEOUT:?}")),
     };
-    let took = began.elapsed().as_secs_f64();
     if let (Err(_), true, Some(local)) = (&outcome, test.alone, &world.target.local)
         && let Err(error) = local.lock().await.restore().await
     {
         println!("the cluster does not come up again: {error:#}");
     }
+    outcome
+}
+
+/// Prints how a test went, and writes down what it was about.
+async fn tell(world: &World, test: &Test, outcome: &Result<()>, took: Duration) {
+    let took = took.as_secs_f64();
     let what = world.describe().await;
     let log = world.target.logs.join(format!("{}.txt", test.name));
     if let Err(error) = std::fs::write(&log, &what) {
         println!("{} cannot be written: {error}", log.display());
     }
-    match &outcome {
+    match outcome {
         Ok(()) => println!("ok     {} ({took:.0} s)", test.title()),
         Err(error) => {
             println!(
@@ -215,8 +239,4 @@ async fn report(target: Arc<Target>, test: &Test) -> bool {
             );
         }
     }
-    if let Err(error) = world.clean_up().await {
-        println!("what a test made is left: {error:#}");
-    }
-    outcome.is_ok()
 }
