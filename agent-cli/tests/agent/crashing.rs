@@ -9,7 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::supervising::retried;
-use crate::world::{Agent, World};
+use crate::world::{Agent, PATIENCE, World};
 
 /// The agent dies at `point`; then another one is started.
 async fn dies_at(world: &World, point: &str, args: &[&str]) -> Agent {
@@ -96,10 +96,9 @@ async fn after_the_creation_the_owner_is_told_of_the_job_once() {
     let world = World::new().await;
     let run = world.prefect.seed(FlowRunSeed::new());
     let agent = dies_at(&world, "after-create", &[]).await;
-    let patience = crate::world::PATIENCE;
     let told = world
         .prefect
-        .wait_until(patience, |_| submissions(&world, run) > 0);
+        .wait_until(PATIENCE, |_| submissions(&world, run) > 0);
     assert!(told.await.is_ok(), "{}", agent.output());
     assert_eq!(submissions(&world, run), 1);
     assert_eq!(world.kubernetes.creation_count(), 1);

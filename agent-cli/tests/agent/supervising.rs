@@ -485,8 +485,11 @@ async fn what_a_broken_watch_does_not_show_any_more_fails_no_run() {
     // The pod is seen.
     world.told(run, "DEBUG").await;
     let faults = world.kubernetes.faults();
-    faults.add(Rule::new("watch pods", Fault::status(500)));
+    faults.add(Rule::new("watch pods", Fault::Hang));
+    let watched = world.kubernetes.request_count("watch pods");
     world.kubernetes.cut_watches();
+    let again = |api: &KubernetesApi| api.request_count("watch pods") > watched;
+    world.cluster(&agent, again).await;
     let pod = world.kubernetes.objects("pods")[0]["metadata"]["name"].clone();
     let pod = pod.as_str().expect("a name");
     let started = world.kubernetes.modify("pods", "default", pod, |pod| {

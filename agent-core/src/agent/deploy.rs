@@ -253,6 +253,7 @@ async fn submit(
     claimed: Option<Moment>,
 ) -> Result<()> {
     failpoint::reached("after-claim");
+    let making = shared.made.begin(&run.id);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut refused: Option<Instant> = None;
     let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
@@ -302,7 +303,7 @@ async fn submit(
         }
     };
     failpoint::reached("after-create");
-    shared.made.note(&job);
+    making.made(&job);
     place.made(&job);
     count_deployment(if created { "created" } else { "found" });
     if created && claimed.is_none() {
@@ -321,9 +322,8 @@ async fn submit(
     let entry = submitted(shared, &run.id, &job);
     match created {
         // Another replica may have taken the run for its own, or may have told of the job.
-        true if unanswered => shared.logs.write_if_missing_later(entry),
-        true => shared.logs.write(entry).await,
-        false => {}
+        true if !unanswered => shared.logs.write(entry).await,
+        _ => shared.logs.write_if_missing_later(entry),
     }
     Ok(())
 }

@@ -180,7 +180,7 @@ impl Supervisor {
 /// What is told of a job that another process has made: it may have died before it told of it.
 fn announced(shared: &Shared, seen: &Observation) -> Option<LogEntry> {
     let (run, job) = (&seen.flow_run_id, &seen.job);
-    let made_here = shared.made.take(job) || shared.in_hand.is_claimed(run);
+    let made_here = shared.made.is_ours(seen);
     let age = shared.source.now().duration_since(seen.created_at?);
     let known = age > ANNOUNCED || seen.state == JobState::Gone || !seen.own;
     (!known && !made_here).then(|| deploy::submitted(shared, run, job))
