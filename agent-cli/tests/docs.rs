@@ -291,6 +291,25 @@ fn links_lead_somewhere() {
     }
 }
 
+#[test]
+fn every_table_has_a_head_and_rows_of_one_width() {
+    for page in pages() {
+        let prose = page.prose();
+        let mut lines = prose.lines().peekable();
+        while let Some(head) = lines.next() {
+            if !head.starts_with('|') {
+                continue;
+            }
+            let cells = |row: &str| row.replace("\\|", "").matches('|').count();
+            let rule = lines.next().unwrap_or_default();
+            assert!(rule.starts_with("| ---"), "{}: {head}", page.name());
+            while let Some(row) = lines.next_if(|line| line.starts_with('|')) {
+                assert_eq!(cells(row), cells(head), "{}: {row}", page.name());
+            }
+        }
+    }
+}
+
 /// What a heading is linked by.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
