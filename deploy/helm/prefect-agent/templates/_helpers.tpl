@@ -43,8 +43,8 @@ https://api.prefect.io
 {{- end }}
 
 {{- /* Flags on which other objects than the Deployment depend. */ -}}
-{{- define "agent.extraArgs" -}}
-{{- range .Values.extraArgs }}
+{{- define "agent.args" -}}
+{{- range . }}
 {{- if regexMatch "^(--(key|api|namespace|agent-address)(=|$)|-[ka])" . }}
 {{- fail (printf "extraArgs: %s has a value of its own; see prefect and jobs" (regexFind "^--?[a-z-]+" .)) }}
 {{- end }}
