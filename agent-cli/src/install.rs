@@ -277,6 +277,7 @@ fn start_flags(args: &InstallArgs) -> Result<(Vec<String>, StartArgs)> {
     let misplaced = [
         (start.key.is_some(), "--key"),
         (start.api.is_some(), "--api"),
+        (start.backend.is_some(), "--backend"),
         (start.namespace.is_some(), "--namespace"),
         (start.agent_address.is_some(), "--agent-address"),
     ];

@@ -396,6 +396,10 @@ fn the_chart_refuses_what_install_refuses() {
             "-a has a value of its own",
         ),
         (
+            json!({"extraArgs": ["--backend=server"]}),
+            "--backend has a value of its own",
+        ),
+        (
             json!({"extraArgs": ["--namespace", "x"]}),
             "--namespace has a value of its own",
         ),

@@ -177,6 +177,10 @@ fn the_commands_are_ones_that_the_agent_takes() {
                 let line = ["agent-cli".to_owned()].into_iter().chain(rest.to_vec());
                 let parsed = Cli::try_parse_from(line);
                 assert!(parsed.is_ok(), "{}: {words:?}: {parsed:?}", page.name());
+                // Nobody who follows this has a key for Cloud.
+                let has = |part: &str| rest.iter().any(|word| word.starts_with(part));
+                let for_server = !has("http://") || has("--backend");
+                assert!(for_server, "{}: {words:?}", page.name());
             }
         }
     }

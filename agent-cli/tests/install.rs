@@ -350,6 +350,7 @@ fn what_cannot_be_is_refused_with_the_fix() {
         (&["--", "--keep-failed-jobs=soon"], "90s, 5m, 1h or 7d"),
         (&["--", "--key=hush"], "--key cannot follow"),
         (&["--", "--api=http://apollo:4200"], "--api cannot follow"),
+        (&["--", "-b", "server"], "--backend cannot follow"),
         (&["--", "--namespace=other"], "--namespace cannot follow"),
     ] {
         let output = run(&[&["install"], flags].concat());

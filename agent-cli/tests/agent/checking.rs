@@ -111,7 +111,7 @@ fn planted() -> Vec<Planted> {
             fault: "Cloud without a key",
             prefect: PrefectApiBuilder::cloud,
             env: &[("PREFECT__BACKEND", "cloud")],
-            told: ("tenant", "have not set an API key", "--key"),
+            told: ("tenant", "have not set an API key", "--backend server"),
             ..Planted::default()
         },
         Planted {

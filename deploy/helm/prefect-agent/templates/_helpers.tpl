@@ -45,7 +45,7 @@ https://api.prefect.io
 {{- /* Flags on which other objects than the Deployment depend. */ -}}
 {{- define "agent.args" -}}
 {{- range . }}
-{{- if regexMatch "^(--(key|api|namespace|agent-address)(=|$)|-[ka])" . }}
+{{- if regexMatch "^(--(key|api|backend|namespace|agent-address)(=|$)|-[kab])" . }}
 {{- fail (printf "extraArgs: %s has a value of its own; see prefect and jobs" (regexFind "^--?[a-z-]+" .)) }}
 {{- end }}
 - {{ include "agent.literal" . }}
