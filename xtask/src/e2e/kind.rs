@@ -109,7 +109,7 @@ pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
         answers(),
         "kind needs the program kind and a container engine that answers; try --cluster local"
     );
-    let agent = crate::build_agent(crate::Profile::Debug)?;
+    let agent = crate::build_agent(options.profile())?;
     crate::image::save(&Images::assemble()?.flow, &[images::FLOW], &flow)?;
     crate::image::save(&crate::image::agent(&agent)?, &[crate::image::NAME], &own)?;
     let outcome = tokio::select! {
