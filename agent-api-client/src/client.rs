@@ -157,7 +157,7 @@ impl PrefectApi {
             return Ok(tenants.map(|tenant| tenant.id.0).collect());
         }
         if !self.transport.has_key() {
-            return Err(self.refused("tenant", "You have not set an API key for authentication; set one with --key or PREFECT__CLOUD__API_KEY."));
+            return Err(self.refused("tenant", "You have not set an API key for authentication; set one with --key or PREFECT__CLOUD__API_KEY, or say --backend server (PREFECT__BACKEND=server) if this is a Prefect Server."));
         }
         let found = self.transport.run("auth_info", Auth::build(()), budget);
         let tenant = found.await?.auth_info.and_then(|info| info.tenant_id);

@@ -28,8 +28,8 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("AGENT_COMMIT_
     propagate_version = true,
     after_help = "\
 Examples:
-  agent-cli check --api http://localhost:4200
-  agent-cli start --api http://localhost:4200 --label prod --namespace flows
+  agent-cli check --backend server --api http://localhost:4200
+  agent-cli start --backend server --api http://localhost:4200 --label prod --namespace flows
   agent-cli install --backend server --api http://apollo:4200 --rbac | kubectl apply -f -
   agent-cli render --run-config run-config.yaml --job-template job.yaml"
 )]
@@ -118,7 +118,7 @@ pub struct ConfigArgs {
 /// The flags of `check`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  agent-cli check --api http://localhost:4200 --namespace flows\n  agent-cli check -o json\n  kubectl exec deploy/prefect-agent -- agent-cli check"
+    after_help = "Examples:\n  agent-cli check --backend server --api http://localhost:4200 --namespace flows\n  agent-cli check -o json\n  kubectl exec deploy/prefect-agent -- agent-cli check"
 )]
 pub struct CheckArgs {
     /// The form of the report
@@ -177,7 +177,7 @@ pub enum LogFormat {
 /// The flags of `start`. A flag wins over its variable.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  agent-cli start --api http://localhost:4200 --label prod --namespace flows"
+    after_help = "Example:\n  agent-cli start --backend server --api http://localhost:4200 --label prod --namespace flows"
 )]
 pub struct StartArgs {
     /// The API key [env: PREFECT__CLOUD__API_KEY]
@@ -189,6 +189,9 @@ pub struct StartArgs {
     /// The API's address [env: PREFECT__CLOUD__API; default: by backend]
     #[arg(short, long, help_heading = "Prefect")]
     pub api: Option<String>,
+    /// Which kind of API it is [env: PREFECT__BACKEND; default: as in ~/.prefect/backend.toml, else cloud]
+    #[arg(short, long, value_name = "cloud|server", value_parser = ["cloud", "server"], help_heading = "Prefect")]
+    pub backend: Option<String>,
     /// Certificates of those who may vouch for the API, in PEM [env: PREFECT__CLOUD__TLS__CA, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; default: the system's, or SSL_CERT_FILE]
     #[arg(long, value_name = "FILE", help_heading = "Prefect")]
     pub api_ca: Option<String>,

@@ -134,6 +134,14 @@ impl Config {
     /// # Errors
     /// Names the file, and the line, that cannot be read.
     pub fn load(environment: &Environment, cwd: &Path) -> Result<Self> {
+        Self::load_for(None, environment, cwd)
+    }
+
+    /// The same for a backend that a flag names, on which other settings depend.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_for(backend: Option<&str>, environment: &Environment, cwd: &Path) -> Result<Self> {
         let mut config = Self {
             settings: DEFAULTS
                 .iter()
@@ -166,6 +174,10 @@ impl Config {
             config
                 .settings
                 .insert(key, Setting::new(text, Origin::Variable(name.clone())));
+        }
+        if let Some(backend) = backend {
+            let given = Setting::new(backend.to_owned(), Origin::Flag("--backend"));
+            config.settings.insert("backend".to_owned(), given);
         }
         config.resolve();
         Ok(config)

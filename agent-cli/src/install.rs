@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::path::Path;
 
-use agent_k8s::install::{API_KEY, ConfigMapKey, Install, Key, NAME, PORT, TEMPLATE_DIR};
+use agent_k8s::install::{
+    API_KEY, ConfigMapKey, Install, Key, NAME, PORT, TEMPLATE_DIR, check_name,
+};
 use agent_k8s::{KeySecret, yaml};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
@@ -118,7 +120,7 @@ fn install(
         replicas: args.replicas,
         job_template: template(args)?,
         pod_disruption_budget: args.pod_disruption_budget,
-        network_policy: args.network_policy.then(|| ports(&api, &start)),
+        network_policy: args.network_policy.then(|| ports(&api, &start, args)),
         service_monitor: args.service_monitor,
     })
 }
@@ -157,6 +159,13 @@ fn image(args: &InstallArgs) -> Result<String> {
         return Ok(format!("{IMAGE}:{tag}"));
     };
     let last = image.rsplit('/').next().unwrap_or(&image);
+    let sound = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+    ensure!(
+        image.chars().all(sound)
+            && last.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && last.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_'),
+        "--image {image:?} is no image, such as registry.example.com/agent:1"
+    );
     if !last.contains([':', '@']) {
         return Ok(format!("{image}:{tag}"));
     }
@@ -211,6 +220,7 @@ fn variables(args: &InstallArgs, backend: &str, api: &str) -> Result<Vec<(String
     let labels = python::list(&sorted(&args.labels));
     variables.push(("PREFECT__CLOUD__AGENT__LABELS", labels));
     if let Some(account) = given(&args.service_account_name) {
+        check_name("the service account of the Jobs", &account).map_err(|error| anyhow!(error))?;
         variables.push(("SERVICE_ACCOUNT_NAME", account));
     }
     variables.push(("PREFECT__BACKEND", backend.to_owned()));
@@ -266,6 +276,8 @@ fn start_flags(args: &InstallArgs) -> Result<(Vec<String>, StartArgs)> {
     };
     let misplaced = [
         (start.key.is_some(), "--key"),
+        (start.api.is_some(), "--api"),
+        (start.backend.is_some(), "--backend"),
         (start.namespace.is_some(), "--namespace"),
         (start.agent_address.is_some(), "--agent-address"),
     ];
@@ -275,14 +287,15 @@ fn start_flags(args: &InstallArgs) -> Result<(Vec<String>, StartArgs)> {
     Ok((flags, *start))
 }
 
-/// The ports that the agent needs: of the API, of a template on a web server, of HTTPS, and the one
-/// that API servers listen at behind their Service.
-fn ports(api: &str, start: &StartArgs) -> Vec<u16> {
+/// The ports that the agent needs: of the API, of a template on a web server, of HTTPS, the one that
+/// most API servers listen at behind their Service, and those that were named.
+fn ports(api: &str, start: &StartArgs, args: &InstallArgs) -> Vec<u16> {
     let port = |address: &str| Url::parse(address).ok()?.port_or_known_default();
     let template = start.job_template.as_deref().and_then(port);
     let mut ports: Vec<u16> = [Some(443), Some(6443), port(api), template]
         .into_iter()
         .flatten()
+        .chain(args.network_policy_port.iter().copied())
         .collect();
     ports.sort_unstable();
     ports.dedup();

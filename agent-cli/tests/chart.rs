@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use agent_cli::args::{Cli, Command as Parsed};
 use agent_cli::install::{Purpose, objects};
@@ -102,6 +102,30 @@ fn every_action_of_a_template_is_closed() {
 }
 
 #[test]
+fn what_could_be_read_as_another_thing_than_text_is_quoted() {
+    // What cannot: numbers, words of a list that the schema has, and what quotes itself.
+    let sound = [
+        ".Values.replicas",
+        ".",
+        "$prefect.backend",
+        "include \"agent.literal\"",
+    ];
+    for (name, template) in templates() {
+        for line in template.lines() {
+            let Some((key, action)) = line.split_once(": {{ ") else {
+                continue;
+            };
+            let action = action.trim_end_matches(" }}");
+            let plain = sound.iter().any(|sound| match *sound {
+                "." => action == "." && !key.ends_with("ame"),
+                sound => action.starts_with(sound),
+            });
+            assert!(plain || action.ends_with("| quote"), "{name}: {line}");
+        }
+    }
+}
+
+#[test]
 fn templates_values_and_schema_know_the_same_values() {
     let values = yaml(&read("values.yaml"));
     let mut given = BTreeSet::new();
@@ -154,6 +178,16 @@ fn installed(flags: &[&str]) -> Vec<Value> {
 
 /// What the chart makes of these values in namespace `agents`; `None` where there is no `helm`.
 fn rendered(values: &Value) -> Option<Vec<Value>> {
+    let output = helm(values)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{values:#}: {said}");
+    let documents = serde_yaml::Deserializer::from_slice(&output.stdout)
+        .map(|document| Value::deserialize(document).expect("YAML"));
+    Some(documents.filter(|document| !document.is_null()).collect())
+}
+
+/// What `helm template` says to these values; `None` where there is no `helm`.
+fn helm(values: &Value) -> Option<Output> {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("values.json");
     std::fs::write(&file, values.to_string()).expect("written");
@@ -169,16 +203,11 @@ fn rendered(values: &Value) -> Option<Vec<Value>> {
         .arg(chart())
         .env("HOME", dir.path())
         .output();
-    let output = match output {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+    match output {
+        Ok(output) => Some(output),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => panic!("helm: {error}"),
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{values:#}: {said}");
-    let documents = serde_yaml::Deserializer::from_slice(&output.stdout)
-        .map(|document| Value::deserialize(document).expect("YAML"));
-    Some(documents.filter(|document| !document.is_null()).collect())
+    }
 }
 
 /// The objects in one order, and what has no order in one, too.
@@ -249,6 +278,44 @@ fn the_chart_makes_the_objects_that_install_prints() {
                 "serviceMonitor": true,
             }),
         ),
+        // Names and values that YAML takes for numbers and truth values, unless they are quoted.
+        (
+            &[
+                "--backend=cloud",
+                "--namespace=1e3",
+                "--rbac",
+                "--secret-name=on/8080",
+                "--name=0x10",
+                "--agent-service-account=null",
+                "--service-account-name=yes",
+                "--image-pull-secrets=1.5,off",
+                "--image=registry:5000/agent@sha256:4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945",
+                "--job-template-configmap=123/true",
+                "--mem-request=1073741824",
+                "--cpu-request=1",
+                "--network-policy",
+                "--network-policy-port=8443",
+                "--",
+                "-l=~",
+                "--max-in-flight=100",
+            ],
+            json!({
+                "name": "0x10",
+                "image": {
+                    "repository": "registry:5000/agent",
+                    "tag": "sha256:4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945",
+                },
+                "prefect": {"keySecret": {"name": "on", "key": "8080"}},
+                "jobs": {
+                    "namespace": "1e3", "imagePullSecrets": ["1.5", "off"], "serviceAccountName": "yes",
+                    "memRequest": "1073741824", "cpuRequest": 1,
+                    "templateConfigMap": {"name": "123", "key": "true"},
+                },
+                "serviceAccount": {"create": false, "name": "null"},
+                "extraArgs": ["-l=~", "--max-in-flight=100"],
+                "networkPolicy": {"enabled": true, "ports": [8443]},
+            }),
+        ),
         (
             &[
                 "--backend=cloud",
@@ -280,6 +347,71 @@ fn the_chart_makes_the_objects_that_install_prints() {
             assert_eq!(texts(one.clone()), texts(other.clone()), "{flags:?}");
         }
         assert_eq!(chart.len(), install.len(), "{flags:?}");
+    }
+}
+
+#[test]
+fn the_agents_own_container_can_be_given_more() {
+    let mount = json!({"name": "ca", "mountPath": "/ca"});
+    let volume = json!({"name": "ca", "configMap": {"name": "ca"}});
+    let env = json!({"name": "AWS_ENDPOINT_URL", "value": "http://minio:9000"});
+    let values = json!({
+        "extraEnv": [env], "extraVolumes": [volume], "extraVolumeMounts": [mount],
+        "extraArgs": ["--api-ca=/ca/ca.pem"],
+    });
+    let Some(objects) = rendered(&values) else {
+        println!("there is no helm here: the chart was not tried");
+        return;
+    };
+    let deployment = objects.iter().find(|object| object["kind"] == "Deployment");
+    let pod = &deployment.expect("one")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(container["volumeMounts"], json!([mount]));
+    assert_eq!(pod["volumes"], json!([volume]));
+    let variables = container["env"].as_array().expect("some");
+    assert_eq!(variables.last(), Some(&env));
+    assert_eq!(container["args"], json!(["start", "--api-ca=/ca/ca.pem"]));
+}
+
+#[test]
+fn the_chart_refuses_what_install_refuses() {
+    for (values, told) in [
+        (json!({"prefect": {"backend": "server"}}), "is not known"),
+        (json!({"prefect": {"backend": "mars"}}), "backend"),
+        (json!({"prefect": {"api": "apollo:4200"}}), "api"),
+        (
+            json!({"prefect": {"key": "a", "keySecret": {"name": "b"}}}),
+            "exclude each other",
+        ),
+        (json!({"jobs": {"namespace": "a.b"}}), "namespace"),
+        (json!({"jobs": {"memLimit": "1K"}}), "memLimit"),
+        (json!({"jobs": {"memLimits": "1Gi"}}), "memLimits"),
+        (json!({"image": {"tag": "a b"}}), "tag"),
+        (
+            json!({"extraArgs": ["--key=hush"]}),
+            "--key has a value of its own",
+        ),
+        (
+            json!({"extraArgs": ["-a", "http://x"]}),
+            "-a has a value of its own",
+        ),
+        (
+            json!({"extraArgs": ["--backend=server"]}),
+            "--backend has a value of its own",
+        ),
+        (
+            json!({"extraArgs": ["--namespace", "x"]}),
+            "--namespace has a value of its own",
+        ),
+    ] {
+        let Some(output) = helm(&values) else {
+            println!("there is no helm here: the chart was not tried");
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{values}");
+        assert!(said.contains(told), "{values}: {said}");
+        assert!(!said.contains("hush"), "{said}");
     }
 }
 

@@ -177,6 +177,10 @@ fn the_commands_are_ones_that_the_agent_takes() {
                 let line = ["agent-cli".to_owned()].into_iter().chain(rest.to_vec());
                 let parsed = Cli::try_parse_from(line);
                 assert!(parsed.is_ok(), "{}: {words:?}: {parsed:?}", page.name());
+                // Nobody who follows this has a key for Cloud.
+                let has = |part: &str| rest.iter().any(|word| word.starts_with(part));
+                let for_server = !has("http://") || has("--backend");
+                assert!(for_server, "{}: {words:?}", page.name());
             }
         }
     }
@@ -286,6 +290,25 @@ fn links_lead_somewhere() {
                     .lines()
                     .any(|line| line.starts_with('#') && anchor(line) == heading);
                 assert!(found, "{}: {link}", page.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_table_has_a_head_and_rows_of_one_width() {
+    for page in pages() {
+        let prose = page.prose();
+        let mut lines = prose.lines().peekable();
+        while let Some(head) = lines.next() {
+            if !head.starts_with('|') {
+                continue;
+            }
+            let cells = |row: &str| row.replace("\\|", "").matches('|').count();
+            let rule = lines.next().unwrap_or_default();
+            assert!(rule.starts_with("| ---"), "{}: {head}", page.name());
+            while let Some(row) = lines.next_if(|line| line.starts_with('|')) {
+                assert_eq!(cells(row), cells(head), "{}: {row}", page.name());
             }
         }
     }

@@ -298,6 +298,8 @@ fn a_second_agent_in_one_namespace_has_a_name_of_its_own() {
 fn a_network_policy_leaves_the_ways_that_the_agent_needs() {
     let flags = [
         "--network-policy",
+        "--network-policy-port=16443",
+        "--network-policy-port=443",
         "--api=http://apollo:4200/graphql",
         "--",
         "--job-template=http://templates:8000/job.yaml",
@@ -317,7 +319,13 @@ fn a_network_policy_leaves_the_ways_that_the_agent_needs() {
         })
         .collect();
     let expected = [
-        "53/UDP", "53/TCP", "443/TCP", "4200/TCP", "6443/TCP", "8000/TCP",
+        "53/UDP",
+        "53/TCP",
+        "443/TCP",
+        "4200/TCP",
+        "6443/TCP",
+        "8000/TCP",
+        "16443/TCP",
     ];
     assert_eq!(ports, expected);
 }
@@ -332,9 +340,17 @@ fn what_cannot_be_is_refused_with_the_fix() {
         (&["--secret-name=a/b/c"], "NAME or NAME/KEY"),
         (&["--job-template-configmap=/x"], "NAME or NAME/KEY"),
         (&["--image=a:1", "--latest"], "leave --latest out"),
+        (&["--image=agent 1"], "is no image"),
+        (&["--image=registry/agent@"], "is no image"),
         (&["--namespace=My_Flows"], "lower-case letters"),
+        (
+            &["--service-account-name=My_Flow"],
+            "the service account of the Jobs is \"My_Flow\"",
+        ),
         (&["--", "--keep-failed-jobs=soon"], "90s, 5m, 1h or 7d"),
         (&["--", "--key=hush"], "--key cannot follow"),
+        (&["--", "--api=http://apollo:4200"], "--api cannot follow"),
+        (&["--", "-b", "server"], "--backend cannot follow"),
         (&["--", "--namespace=other"], "--namespace cannot follow"),
     ] {
         let output = run(&[&["install"], flags].concat());
@@ -349,6 +365,8 @@ fn what_cannot_be_is_refused_with_the_fix() {
         &["--backend=mars"],
         &["--key=a", "--secret-name=b"],
         &["--replicas=-1"],
+        &["--network-policy-port=8443"],
+        &["--network-policy", "--network-policy-port=0"],
     ] {
         let output = run(&[&["install"], flags].concat());
         assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));

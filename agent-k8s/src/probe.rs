@@ -1,16 +1,23 @@
 //! Whether a cluster has and allows what the agent needs. Nothing is changed.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use http::Request;
+use http::{HeaderValue, Request};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
-use kube::Client;
-use kube::api::{Api, PartialObjectMeta, PostParams};
+use k8s_openapi::api::core::v1::{self as core, Namespace, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, PostParams};
+use kube::client::Body;
+use kube::core::Status;
+use kube::{Client, Resource};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::access::Rule;
@@ -18,6 +25,8 @@ use crate::error::reason;
 
 /// How long one answer may take. Admission webhooks have up to 30 s.
 const ANSWER: Duration = Duration::from_secs(40);
+/// The types of Secrets with which the kubelet pulls images.
+const PULL_TYPES: [&str; 2] = ["kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg"];
 
 /// Looks at one namespace of a cluster, as whoever the client is.
 #[derive(Clone)]
@@ -31,6 +40,8 @@ pub struct Probe {
 pub enum Found {
     /// It is.
     Yes,
+    /// It is, and is of no use: why.
+    Unfit(String),
     /// It is not.
     No,
     /// Whoever asks may not know.
@@ -46,13 +57,17 @@ impl Probe {
         }
     }
 
-    /// Whether the namespace is there.
+    /// Whether the namespace is there, and is to stay.
     ///
     /// # Errors
     /// What the API server said instead.
     pub async fn namespace(&self) -> Result<Found, String> {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        found(within(api.get_metadata_opt(&self.namespace)).await)
+        let found = within(api.get_metadata_opt(&self.namespace)).await?;
+        judge(found, |namespace| {
+            let ends = namespace.metadata.deletion_timestamp.is_some();
+            ends.then(|| "is being deleted".to_owned())
+        })
     }
 
     /// Whether a service account is there.
@@ -61,16 +76,38 @@ impl Probe {
     /// What the API server said instead.
     pub async fn service_account(&self, name: &str) -> Result<Found, String> {
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
-        found(within(api.get_metadata_opt(name)).await)
+        judge(within(api.get_metadata_opt(name)).await?, |_| None)
     }
 
-    /// Whether a Secret is there; what is in it is not asked for.
+    /// Whether a Secret is there, and of a type with which images are pulled.
     ///
     /// # Errors
     /// What the API server said instead.
-    pub async fn secret(&self, name: &str) -> Result<Found, String> {
+    pub async fn pull_secret(&self, name: &str) -> Result<Found, String> {
+        judge(self.secret(name).await?, |secret| {
+            let kind = secret.kind.as_deref().unwrap_or_default();
+            (!PULL_TYPES.contains(&kind))
+                .then(|| format!("is of type {kind:?}, with which no image is pulled"))
+        })
+    }
+
+    /// Whether a Secret is there, and has a key.
+    ///
+    /// # Errors
+    /// What the API server said instead.
+    pub async fn secret_with(&self, name: &str, key: &str) -> Result<Found, String> {
+        judge(self.secret(name).await?, |secret| {
+            let keys: Vec<&str> = secret.data.keys().map(String::as_str).collect();
+            (!secret.data.contains_key(key)).then(|| match keys.as_slice() {
+                [] => format!("is empty, without a key {key}"),
+                _ => format!("has no key {key}, but {}", keys.join(", ")),
+            })
+        })
+    }
+
+    async fn secret(&self, name: &str) -> Result<kube::Result<Option<Secret>>, String> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-        found(within(api.get_metadata_opt(name)).await)
+        within(api.get_opt(name)).await
     }
 
     /// What of `rule` is not allowed; `None` when everything is.
@@ -116,23 +153,47 @@ impl Probe {
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
-    /// Whether the API server, with all that has a say in it, would take a Job.
+    /// Whether the API server, with all that has a say in it, would take a Job; of what it warns.
     ///
     /// # Errors
     /// Why not.
-    pub async fn dry_run(&self, manifest: &Value) -> Result<(), String> {
+    pub async fn dry_run(&self, manifest: &Value) -> Result<Vec<String>, String> {
         let path = format!(
             "/apis/batch/v1/namespaces/{}/jobs?dryRun=All",
             self.namespace
         );
         let request = Request::post(path)
             .header(http::header::CONTENT_TYPE, "application/json")
-            .body(manifest.to_string().into_bytes())
+            .body(Body::from(manifest.to_string().into_bytes()))
             .map_err(|error| error.to_string())?;
-        let created = self.client.request::<PartialObjectMeta<Job>>(request);
-        let created = within(created).await?;
-        created.map(|_| ()).map_err(|error| reason(&error))
+        // Only the whole answer has its warnings.
+        let answer = async {
+            let (head, body) = self.client.send(request).await?.into_parts();
+            kube::Result::Ok((head, body.collect_bytes().await?))
+        };
+        let (head, body) = within(answer).await?.map_err(|error| reason(&error))?;
+        if head.status.is_success() {
+            let warnings = head.headers.get_all(http::header::WARNING).into_iter();
+            return Ok(warnings.filter_map(warning).collect());
+        }
+        let status = serde_json::from_slice(&body).unwrap_or_else(|_| {
+            let text = String::from_utf8_lossy(&body);
+            Status::failure(text.trim(), "no Status").with_code(head.status.as_u16())
+        });
+        Err(reason(&kube::Error::Api(status.boxed())))
     }
+}
+
+/// The text of a warning: `299 - "what it says"`.
+fn warning(header: &HeaderValue) -> Option<String> {
+    let (_, text) = header.to_str().ok()?.split_once('"')?;
+    let (text, _) = text.rsplit_once('"')?;
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        plain.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    Some(plain)
 }
 
 async fn within<T>(
@@ -147,11 +208,112 @@ async fn within<T>(
     tokio::time::timeout(ANSWER, answer).await.map_err(late)
 }
 
-fn found<T>(answer: Result<kube::Result<Option<T>>, String>) -> Result<Found, String> {
-    match answer? {
-        Ok(Some(_)) => Ok(Found::Yes),
+/// What an answer says of an object; `flaw` is why one that is there is of no use.
+fn judge<T>(
+    answer: kube::Result<Option<T>>,
+    flaw: impl FnOnce(&T) -> Option<String>,
+) -> Result<Found, String> {
+    match answer {
+        Ok(Some(object)) => Ok(flaw(&object).map_or(Found::Yes, Found::Unfit)),
         Ok(None) => Ok(Found::No),
         Err(kube::Error::Api(status)) if status.code == 403 => Ok(Found::Hidden),
         Err(error) => Err(reason(&error)),
+    }
+}
+
+/// A Secret without its values, which are passed over as it is read.
+#[derive(Debug, Clone, Deserialize)]
+struct Secret {
+    metadata: ObjectMeta,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    data: BTreeMap<String, IgnoredAny>,
+}
+
+impl Resource for Secret {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        core::Secret::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        core::Secret::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        core::Secret::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        core::Secret::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use serde_json::json;
+
+    use super::*;
+
+    async fn tried(status: u16, warnings: &[&str], body: &str) -> Result<Vec<String>, String> {
+        let mut answer = http::Response::builder().status(status);
+        for warning in warnings {
+            answer = answer.header(http::header::WARNING, *warning);
+        }
+        let answer = answer.body(Body::from(body.as_bytes().to_vec()));
+        let mut answer = Some(answer.expect("an answer"));
+        let server = tower::service_fn(move |_: Request<Body>| {
+            let answer = answer.take().expect("one request");
+            async { Ok::<_, Infallible>(answer) }
+        });
+        let client = Client::new(server, "flows");
+        Probe::new(client, "flows").dry_run(&json!({})).await
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_tells_the_servers_warnings_in_its_words() {
+        let warnings = [
+            r#"299 - "would violate PodSecurity \"restricted:latest\": runAsNonRoot != true""#,
+            r#"299 - "second""#,
+        ];
+        let told = tried(201, &warnings, "{}").await.expect("taken");
+        assert_eq!(
+            told,
+            [
+                r#"would violate PodSecurity "restricted:latest": runAsNonRoot != true"#,
+                "second"
+            ]
+        );
+        assert_eq!(tried(201, &[], "{}").await, Ok(Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_a_dry_run_is_told_whether_or_not_it_is_a_status() {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 422,
+            "reason": "Invalid", "message": "spec: no",
+        });
+        let told = tried(422, &[], &status.to_string()).await;
+        assert_eq!(told, Err("422 Invalid: spec: no".to_owned()));
+        let told = tried(502, &[], "<h1>Bad Gateway</h1>")
+            .await
+            .expect_err("refused");
+        assert!(
+            told.contains("502") && told.contains("Bad Gateway"),
+            "{told}"
+        );
     }
 }

@@ -83,6 +83,9 @@ pub struct InstallArgs {
     /// Limit the agent's traffic to what it needs
     #[arg(long, help_heading = "Agent")]
     pub network_policy: bool,
+    /// A TCP port that the limited traffic may go to besides, such as 8443, where some API servers listen; may be repeated
+    #[arg(long, value_name = "PORT", requires = "network_policy", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Agent")]
+    pub network_policy_port: Vec<u16>,
     /// Tell the Prometheus operator where the metrics are
     #[arg(long, help_heading = "Agent")]
     pub service_monitor: bool,

@@ -6,7 +6,7 @@ use agent_api_client::FlowRunRow;
 use agent_core::{TemplateOrigin, TemplateStore};
 use agent_k8s::access::{self, Rule};
 use agent_k8s::probe::{Found, Probe};
-use agent_k8s::{Cluster, ManifestSettings, Manifests, manifest};
+use agent_k8s::{Cluster, KeySecret, ManifestSettings, Manifests, manifest};
 use agent_templates::Templates;
 use serde_json::{Value, json};
 
@@ -17,6 +17,9 @@ use crate::settings::Settings;
 const AFTER_CLUSTER: [&str; 3] = ["namespace", "permissions", "dry run"];
 const NAMESPACE: &str = "namespace";
 const DRY_RUN: &str = "dry run";
+/// What to do about a namespace that is being deleted.
+const ENDING: &str =
+    "wait until the namespace is gone and create it again, or name another with --namespace";
 
 pub(super) async fn connect() -> Result<Cluster, String> {
     agent_k8s::connect().await
@@ -29,7 +32,7 @@ pub(super) async fn look(
     tenant: Option<String>,
 ) {
     let namespace = settings.namespace.clone();
-    let job = settings.manifest.clone();
+    let mut needs = Needs::of_settings(&settings.manifest);
     let probe = match cluster {
         Ok(cluster) => {
             let detail = format!("{} at {}", cluster.version, cluster.address);
@@ -43,11 +46,16 @@ pub(super) async fn look(
             None
         }
     };
+    let mut made = Report::default();
+    let manifest = render(&mut made, settings, tenant).await;
+    if let Some(manifest) = &manifest {
+        needs.take(manifest);
+    }
     let there = match &probe {
-        Some(probe) => look_around(report, probe, &job, &namespace).await,
+        Some(probe) => look_around(report, probe, &needs, &namespace).await,
         None => Err("the cluster did not answer"),
     };
-    let manifest = render(report, settings, tenant).await;
+    report.extend(made);
     match (&probe, there, manifest) {
         (_, Err(because), _) => report.skip(&[DRY_RUN], because),
         (_, _, None) => report.skip(&[DRY_RUN], "there is no Job to try"),
@@ -56,11 +64,44 @@ pub(super) async fn look(
     }
 }
 
+/// What Jobs refer to.
+struct Needs {
+    service_account: Option<String>,
+    pull_secrets: Vec<String>,
+    key: Option<KeySecret>,
+}
+
+impl Needs {
+    /// What the settings say.
+    fn of_settings(job: &ManifestSettings) -> Self {
+        let names = job.image_pull_secrets.iter().flatten();
+        Self {
+            service_account: job
+                .service_account_name
+                .clone()
+                .filter(|name| !name.is_empty()),
+            pull_secrets: names.filter(|name| !name.is_empty()).cloned().collect(),
+            key: job.key_secret.clone(),
+        }
+    }
+
+    /// What a Job says, to which template and patch have contributed.
+    fn take(&mut self, job: &Value) {
+        let pod = &job["spec"]["template"]["spec"];
+        // The Python agent makes empty names, which refer to nothing.
+        let text = |value: &Value| Some(value.as_str()?.to_owned()).filter(|name| !name.is_empty());
+        self.service_account = text(&pod["serviceAccountName"]);
+        let secrets = pod["imagePullSecrets"].as_array();
+        let names = secrets.into_iter().flatten();
+        self.pull_secrets = names.filter_map(|secret| text(&secret["name"])).collect();
+    }
+}
+
 /// Namespace, permissions, and what Jobs refer to; why no Job can be tried, if none can.
 async fn look_around(
     report: &mut Report,
     probe: &Probe,
-    job: &ManifestSettings,
+    needs: &Needs,
     namespace: &str,
 ) -> Result<(), &'static str> {
     let there = see_namespace(report, probe, namespace).await;
@@ -68,21 +109,20 @@ async fn look_around(
     if !there {
         return Err("there is no namespace for it");
     }
-    if let Some(name) = &job.service_account_name {
+    if let Some(name) = &needs.service_account {
         let found = probe.service_account(name).await;
         let remedy = format!("kubectl -n {namespace} create serviceaccount {name}");
         see(report, "service account", name, namespace, found, &remedy);
     }
-    for name in job.image_pull_secrets.iter().flatten() {
-        let found = probe.secret(name).await;
+    for name in &needs.pull_secrets {
+        let found = probe.pull_secret(name).await;
         let remedy = format!(
             "kubectl -n {namespace} create secret docker-registry {name} --docker-server=…"
         );
         see(report, "image pull secret", name, namespace, found, &remedy);
     }
-    if let Some(secret) = &job.key_secret {
-        let found = probe.secret(&secret.name).await;
-        let (name, key) = (&secret.name, &secret.key);
+    if let Some(KeySecret { name, key }) = &needs.key {
+        let found = probe.secret_with(name, key).await;
         let remedy =
             format!("kubectl -n {namespace} create secret generic {name} --from-literal={key}=…");
         see(report, "API key's Secret", name, namespace, found, &remedy);
@@ -93,12 +133,15 @@ async fn look_around(
 /// Notes whether the namespace is there; `false` if it is known not to be.
 async fn see_namespace(report: &mut Report, probe: &Probe, namespace: &str) -> bool {
     let found = probe.namespace().await;
-    let there = found != Ok(Found::No);
+    let there = !matches!(found, Ok(Found::No | Found::Unfit(_)));
     match found {
         Ok(Found::Yes) => report.good(NAMESPACE, namespace),
         Ok(Found::No) => {
             let detail = format!("there is no namespace {namespace}");
             report.bad(NAMESPACE, detail, create_namespace(namespace));
+        }
+        Ok(Found::Unfit(why)) => {
+            report.bad(NAMESPACE, format!("{namespace} {why}"), ENDING);
         }
         Ok(Found::Hidden) => report.open(
             NAMESPACE,
@@ -166,6 +209,11 @@ fn see(
             format!("there is no {name} in namespace {namespace}"),
             format!("create it: `{command}`"),
         ),
+        Ok(Found::Unfit(why)) => report.bad(
+            what,
+            format!("{name} in namespace {namespace} {why}"),
+            format!("name another, or delete it and make it anew: `{command}`"),
+        ),
         Ok(Found::Hidden) => {
             report.open(what, format!("whether {name} exists may not be asked"));
         }
@@ -225,14 +273,41 @@ async fn render(report: &mut Report, settings: Settings, tenant: Option<String>)
 
 async fn dry_run(report: &mut Report, probe: &Probe, namespace: &str, manifest: &Value) {
     let error = match probe.dry_run(manifest).await {
-        Ok(()) => return report.good(DRY_RUN, "the API server would take the Job"),
+        Ok(warnings) => return taken(report, &warnings),
         Err(error) => error,
     };
-    // Who may not look at namespaces learns it here.
-    let remedy = if error.contains(&format!("namespaces {namespace:?} not found")) {
-        create_namespace(namespace)
-    } else {
-        "change the job template or --job-patch so that the API server and its admission take the Job".to_owned()
-    };
+    let remedy = remedy(&error, namespace);
     report.bad(DRY_RUN, error, remedy);
+}
+
+/// Notes that a Job would be taken. Pods have rules of their own, of which only warnings tell.
+fn taken(report: &mut Report, warnings: &[String]) {
+    let good = "the API server would take the Job";
+    if warnings.is_empty() {
+        return report.good(DRY_RUN, good);
+    }
+    let told = warnings.join("; ");
+    let hint = if told.contains("PodSecurity") {
+        " (its pods may be refused: set their securityContext in the job template or --job-patch)"
+    } else {
+        ""
+    };
+    report.open(DRY_RUN, format!("{good}, and warns: {told}{hint}"));
+}
+
+/// What to do about the API server's refusal of a Job.
+fn remedy(error: &str, namespace: &str) -> String {
+    let says = |text: &str| error.contains(text);
+    // Who may not look at namespaces learns of them here.
+    if says(&format!("namespaces {namespace:?} not found")) {
+        create_namespace(namespace)
+    } else if says("is being terminated") {
+        ENDING.to_owned()
+    } else if says("exceeded quota") {
+        "raise the quota, or delete Jobs that have ended, and limit the agent with --max-in-flight"
+            .to_owned()
+    } else {
+        "change the job template or --job-patch so that the API server and its admission take the Job"
+            .to_owned()
+    }
 }

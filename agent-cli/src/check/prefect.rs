@@ -115,7 +115,9 @@ async fn tenant(api: &PrefectApi, settings: &ApiSettings, report: &mut Report) -
         }
         Err(error) => {
             let remedy = match settings.backend {
-                Backend::Cloud => "give a key that belongs to a tenant, with --key",
+                Backend::Cloud => {
+                    "give a key that belongs to a tenant, with --key, or say --backend server if this is a Prefect Server"
+                }
                 Backend::Server => "see why the server does not tell its tenants in its log",
             };
             report.bad(name, error.to_string(), remedy);

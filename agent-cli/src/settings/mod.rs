@@ -99,7 +99,7 @@ impl Settings {
     /// # Errors
     /// Names the flag, variable or file that cannot be read, and what it should be.
     pub fn resolve(args: &StartArgs, environment: &Environment, cwd: &Path) -> Result<Self> {
-        let config = Config::load(environment, cwd)?;
+        let config = Config::load_for(args.backend.as_deref(), environment, cwd)?;
         let mut from = Sources {
             config: &config,
             effective: Vec::new(),
@@ -399,6 +399,18 @@ mod tests {
         let settings = resolve(&[], &[("PREFECT__BACKEND", "mars")]).expect("told later");
         let error = settings.api().expect_err("refused").to_string();
         assert!(error.contains("Unknown backend setting 'mars'"), "{error}");
+    }
+
+    #[test]
+    fn the_backend_of_a_flag_decides_the_address_and_the_key() {
+        let env = [("PREFECT__BACKEND", "cloud")];
+        let settings = resolve(&["--backend", "server"], &env).expect("fine");
+        assert_eq!(settings.backend().expect("known"), Backend::Server);
+        assert_eq!(settings.url, "http://localhost:4200");
+        assert_eq!(settings.manifest.backend, "server");
+        let backend = settings.effective.iter().find(|row| row.name == "backend");
+        let origin = &backend.expect("shown").origin;
+        assert_eq!(*origin, Origin::Flag("--backend"));
     }
 
     #[test]

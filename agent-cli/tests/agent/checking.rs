@@ -54,6 +54,20 @@ fn faulty(rule: Rule) -> Faults {
     faults
 }
 
+/// A cluster whose admission refuses every Job.
+fn refusing(builder: KubernetesApiBuilder, said: &str) -> KubernetesApiBuilder {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
+        "reason": "Forbidden", "message": said,
+    });
+    let fault = Fault::Status {
+        code: 403,
+        retry_after: None,
+        body: Some(status.to_string()),
+    };
+    builder.faults(faulty(Rule::new("create jobs", fault)))
+}
+
 fn write(world: &World, name: &str, text: &str) {
     std::fs::write(world.path().join(name), text).expect("written");
 }
@@ -97,7 +111,7 @@ fn planted() -> Vec<Planted> {
             fault: "Cloud without a key",
             prefect: PrefectApiBuilder::cloud,
             env: &[("PREFECT__BACKEND", "cloud")],
-            told: ("tenant", "have not set an API key", "--key"),
+            told: ("tenant", "have not set an API key", "--backend server"),
             ..Planted::default()
         },
         Planted {
@@ -152,6 +166,89 @@ fn planted() -> Vec<Planted> {
             fault: "a namespace that nobody made",
             spoil: |world| assert!(world.kubernetes.remove("namespaces", "", "flows")),
             told: ("namespace", "flows", "kubectl create namespace flows"),
+            ..Planted::default()
+        },
+        Planted {
+            fault: "a namespace that is being deleted",
+            spoil: |world| {
+                let modified = world
+                    .kubernetes
+                    .modify("namespaces", "", "flows", |namespace| {
+                        namespace["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                    });
+                assert!(modified);
+            },
+            told: ("namespace", "is being deleted", "create it again"),
+            ..Planted::default()
+        },
+        Planted {
+            fault: "a namespace that is being deleted and may not be looked at",
+            kubernetes: |builder| {
+                let said = "unable to create new content in namespace flows because it is being terminated";
+                refusing(builder.deny("get", "namespaces"), said)
+            },
+            told: ("dry run", "is being terminated", "create it again"),
+            ..Planted::default()
+        },
+        Planted {
+            fault: "a quota that is used up",
+            kubernetes: |builder| {
+                refusing(
+                    builder,
+                    "exceeded quota: few, requested: count/jobs.batch=1",
+                )
+            },
+            told: ("dry run", "exceeded quota: few", "raise the quota"),
+            ..Planted::default()
+        },
+        Planted {
+            fault: "a service account that only the job patch names, and nobody made",
+            args: &["--job-patch=patch.yaml"],
+            spoil: |world| {
+                let patch = "spec: {template: {spec: {serviceAccountName: etl}}}\n";
+                write(world, "patch.yaml", patch);
+            },
+            told: ("service account", "no etl", "create serviceaccount etl"),
+            ..Planted::default()
+        },
+        Planted {
+            fault: "a pull secret that only the job patch names, and nobody made",
+            args: &["--job-patch=patch.yaml"],
+            spoil: |world| {
+                let patch = "spec: {template: {spec: {imagePullSecrets: [{name: other}]}}}\n";
+                write(world, "patch.yaml", patch);
+            },
+            told: ("image pull secret", "no other", "docker-registry other"),
+            ..Planted::default()
+        },
+        Planted {
+            fault: "a pull secret of another type",
+            spoil: |world| {
+                let modified = world
+                    .kubernetes
+                    .modify("secrets", "flows", "pull", |secret| {
+                        secret["type"] = json!("Opaque");
+                    });
+                assert!(modified);
+            },
+            told: ("image pull secret", "of type \"Opaque\"", "make it anew"),
+            ..Planted::default()
+        },
+        Planted {
+            fault: "a Secret with another key than the flows' key",
+            spoil: |world| {
+                let modified = world
+                    .kubernetes
+                    .modify("secrets", "flows", "prefect", |secret| {
+                        secret["data"] = json!({"token": "aHVzaA=="});
+                    });
+                assert!(modified);
+            },
+            told: (
+                "API key's Secret",
+                "no key PREFECT__CLOUD__API_KEY, but token",
+                "make it anew",
+            ),
             ..Planted::default()
         },
         Planted {
@@ -228,17 +325,8 @@ fn planted() -> Vec<Planted> {
         Planted {
             fault: "an admission webhook that says no",
             kubernetes: |builder| {
-                let status = json!({
-                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
-                    "reason": "Forbidden",
-                    "message": "admission webhook \"policy\" denied the request: no limits",
-                });
-                let fault = Fault::Status {
-                    code: 403,
-                    retry_after: None,
-                    body: Some(status.to_string()),
-                };
-                builder.faults(faulty(Rule::new("create jobs", fault)))
+                let said = "admission webhook \"policy\" denied the request: no limits";
+                refusing(builder, said)
             },
             told: ("dry run", "denied the request: no limits", "admission"),
             ..Planted::default()
@@ -250,12 +338,24 @@ async fn good_world(planted: &Planted) -> World {
     let prefect = (planted.prefect)(PrefectApi::builder());
     let kubernetes = (planted.kubernetes)(KubernetesApi::builder());
     let world = World::with(prefect, kubernetes).await;
-    for (plural, name) in [
-        ("serviceaccounts", "flow"),
-        ("secrets", "pull"),
-        ("secrets", "prefect"),
+    for (plural, object) in [
+        ("serviceaccounts", json!({"metadata": {"name": "flow"}})),
+        (
+            "secrets",
+            json!({
+                "metadata": {"name": "pull"},
+                "type": "kubernetes.io/dockerconfigjson",
+                "data": {".dockerconfigjson": "e30="},
+            }),
+        ),
+        (
+            "secrets",
+            json!({
+                "metadata": {"name": "prefect"},
+                "data": {"PREFECT__CLOUD__API_KEY": "aHVzaA=="},
+            }),
+        ),
     ] {
-        let object = json!({"metadata": {"name": name}});
         let made = world.kubernetes.create(plural, "flows", object);
         made.expect("made");
     }

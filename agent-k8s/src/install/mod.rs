@@ -5,6 +5,7 @@ mod deployment;
 mod extras;
 mod names;
 
+pub use self::names::subdomain as check_name;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{RoleBinding, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

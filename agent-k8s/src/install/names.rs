@@ -37,7 +37,11 @@ fn label(what: &str, name: &str) -> Result<(), String> {
     ))
 }
 
-fn subdomain(what: &str, name: &str) -> Result<(), String> {
+/// Whether a service account, a Secret or a ConfigMap can have a name.
+///
+/// # Errors
+/// That `what` cannot, and why.
+pub fn subdomain(what: &str, name: &str) -> Result<(), String> {
     if name.len() <= SUBDOMAIN && name.split('.').all(is_label) {
         return Ok(());
     }

@@ -116,7 +116,7 @@ pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
         "kind needs the program kind and a container engine that answers; try --cluster local"
     );
     super::kubectl()?;
-    let agent = crate::build_agent(crate::Profile::Debug)?;
+    let agent = crate::build_agent(options.profile())?;
     super::save_images(folder.path(), &agent)?;
     let outcome = unless_interrupted(test(options, &kind, agent, tests)).await;
     if options.keep {

@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// Which cluster [default: kind if it and a container engine answer, else local]
     #[arg(long, value_enum)]
     cluster: Option<Place>,
+    /// Test the release build instead of a debug build
+    #[arg(long)]
+    release: bool,
     /// Leave the cluster up after the tests, until Ctrl-C
     #[arg(long)]
     keep: bool,
@@ -68,6 +71,17 @@ pub(crate) struct Options {
     /// What to do inside the namespaces of a local cluster
     #[arg(long, hide = true, value_name = "FILE")]
     inside: Option<PathBuf>,
+}
+
+impl Options {
+    /// Which build of the agent is tested.
+    fn profile(&self) -> crate::Profile {
+        if self.release {
+            crate::Profile::Release
+        } else {
+            crate::Profile::Debug
+        }
+    }
 }
 
 /// Where the tests run.
@@ -146,7 +160,7 @@ fn archives(folder: &Path) -> [PathBuf; 2] {
 async fn outside(options: Options) -> Result<()> {
     sandbox::check()?;
     let kubernetes = kubernetes()?;
-    let agent = crate::build_agent(crate::Profile::Debug)?;
+    let agent = crate::build_agent(options.profile())?;
     let logs = logs(&agent)?;
     let sandbox = Sandbox::new()?;
     let images = Images::assemble()?;
@@ -277,7 +291,7 @@ async fn current(options: &Options, tests: Vec<suite::Test>) -> Result<()> {
             tests.len()
         ))?;
     }
-    let agent = crate::build_agent(crate::Profile::Debug)?;
+    let agent = crate::build_agent(options.profile())?;
     let target = Target {
         client: client(&kubeconfig).await?,
         kubeconfig,

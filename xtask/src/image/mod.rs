@@ -61,7 +61,15 @@ pub(crate) fn run(options: Options) -> Result<()> {
     println!("{}", output.display());
     println!("name    {}", options.name);
     println!("digest  {}", image.digest());
-    println!("size    {:.1} MiB", size as f64 / f64::from(1 << 20));
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    println!("size    {:.1} MiB", mib(size));
+    for (layer, (compressed, plain)) in ["system", "agent"].into_iter().zip(image.layer_sizes()) {
+        println!(
+            "{layer:7} {:.1} MiB, unpacked {:.1} MiB",
+            mib(compressed),
+            mib(plain)
+        );
+    }
     Ok(())
 }
 
@@ -75,6 +83,8 @@ pub(crate) fn save(image: &Image, names: &[&str], path: &Path) -> Result<()> {
 
 /// The agent's image.
 pub(crate) fn agent(binary: &Path) -> Result<Image> {
+    let content = read(binary)?;
+    for_this_machine(&content).with_context(|| binary.display().to_string())?;
     let mut system = Layer::default();
     system.directory("/tmp", 0o1777);
     system.directory("/home/nonroot", 0o755);
@@ -93,7 +103,7 @@ pub(crate) fn agent(binary: &Path) -> Result<Image> {
         system.file(path, 0o755, read(&object)?);
     }
     let mut program = Layer::default();
-    program.file("/usr/bin/agent-cli", 0o755, read(binary)?);
+    program.file("/usr/bin/agent-cli", 0o755, content);
     let commit = git(&["rev-parse", "HEAD"]);
     let labels = [
         ("title", "Prefect Kubernetes agent".to_owned()),
@@ -135,6 +145,27 @@ fn ca_roots() -> Result<Vec<u8>> {
         }
     }
     bail!("there are no CA roots at {CA_ROOTS}; install the package ca-certificates")
+}
+
+/// Whether a program is for Linux on this machine's architecture, which the image says it is for.
+fn for_this_machine(program: &[u8]) -> Result<()> {
+    // The fields of an ELF header: the magic number, and e_machine, little-endian.
+    let machine = match program {
+        [0x7f, b'E', b'L', b'F', rest @ ..] => rest.get(14..16),
+        _ => None,
+    };
+    let of = match machine {
+        Some([0x3e, 0]) => "x86_64",
+        Some([0xb7, 0]) => "aarch64",
+        Some(_) => "another architecture",
+        None => bail!("this is no program for Linux"),
+    };
+    let here = std::env::consts::ARCH;
+    ensure!(
+        of == here,
+        "this is a program for {of}; make its image on such a machine, not on {here}"
+    );
+    Ok(())
 }
 
 /// The shared objects that a program needs, by the paths at which its loader finds them; none for
@@ -214,6 +245,20 @@ mod tests {
             "/lib64/ld-linux-x86-64.so.2",
         ];
         assert_eq!(found, wanted.map(PathBuf::from));
+    }
+
+    #[test]
+    fn only_programs_that_run_here_become_images() {
+        let own = std::env::current_exe().expect("this test");
+        let mut own = read(&own).expect("its content");
+        own.truncate(64);
+        for_this_machine(&own).expect("it runs");
+        let other = if own[18] == 0x3e { 0xb7 } else { 0x3e };
+        own[18] = other;
+        let error = for_this_machine(&own).expect_err("of another machine");
+        assert!(error.to_string().contains("make its image on"), "{error}");
+        let error = for_this_machine(b"#!/bin/sh").expect_err("a script");
+        assert!(error.to_string().contains("no program"), "{error}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Image {
     blobs: BTreeMap<String, Vec<u8>>,
     config: String,
     layers: Vec<String>,
+    /// The bytes of each layer, compressed and plain.
+    sizes: Vec<(u64, u64)>,
     manifest: Value,
 }
 
@@ -50,12 +52,14 @@ impl Image {
             (digest, descriptor)
         };
         let mut diff_ids = Vec::new();
-        let mut kept = Vec::new();
+        let (mut kept, mut sizes) = (Vec::new(), Vec::new());
         for layer in layers {
             let tar = layer.tar()?;
             diff_ids.push(format!("sha256:{}", digest(&tar)));
+            let compressed = gzip(&tar)?;
+            sizes.push((compressed.len() as u64, tar.len() as u64));
             kept.push(keep(
-                gzip(&tar)?,
+                compressed,
                 "application/vnd.oci.image.layer.v1.tar+gzip",
             ));
         }
@@ -76,6 +80,7 @@ impl Image {
             blobs,
             config,
             layers,
+            sizes,
             manifest,
         })
     }
@@ -83,6 +88,11 @@ impl Image {
     /// The digest of its manifest, by which registries know it.
     pub(crate) fn digest(&self) -> &str {
         self.manifest["digest"].as_str().unwrap_or_default()
+    }
+
+    /// The bytes of each layer, compressed and plain.
+    pub(crate) fn layer_sizes(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.sizes.iter().copied()
     }
 
     /// Writes the archive; an image can have several names.

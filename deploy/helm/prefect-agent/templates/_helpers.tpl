@@ -1,16 +1,16 @@
 {{- define "agent.selector" -}}
-app: {{ .Values.name }}
+app: {{ .Values.name | quote }}
 {{- end }}
 
 {{- define "agent.labels" -}}
 {{ include "agent.selector" . }}
-app.kubernetes.io/instance: {{ .Values.name }}
+app.kubernetes.io/instance: {{ .Values.name | quote }}
 app.kubernetes.io/name: prefect-agent
 {{- end }}
 
 {{- define "agent.metadata" -}}
-name: {{ .Values.name }}
-namespace: {{ .Release.Namespace }}
+name: {{ .Values.name | quote }}
+namespace: {{ .Release.Namespace | quote }}
 labels:
   {{- include "agent.labels" . | nindent 2 }}
 {{- end }}
@@ -35,6 +35,21 @@ labels:
 {{- else -}}
 https://api.prefect.io
 {{- end -}}
+{{- end }}
+
+{{- define "agent.image" -}}
+{{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
+{{ .Values.image.repository }}{{ ternary "@" ":" (hasPrefix "sha256:" $tag) }}{{ $tag }}
+{{- end }}
+
+{{- /* Flags on which other objects than the Deployment depend. */ -}}
+{{- define "agent.args" -}}
+{{- range . }}
+{{- if regexMatch "^(--(key|api|backend|namespace|agent-address)(=|$)|-[kab])" . }}
+{{- fail (printf "extraArgs: %s has a value of its own; see prefect and jobs" (regexFind "^--?[a-z-]+" .)) }}
+{{- end }}
+- {{ include "agent.literal" . }}
+{{- end }}
 {{- end }}
 
 {{- /* The kubelet takes $(NAME) for a reference and $$ for one $. */ -}}

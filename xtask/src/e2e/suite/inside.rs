@@ -46,7 +46,7 @@ impl<'a> Inside<'a> {
     }
 
     /// Waits until every replica is ready.
-    async fn is_ready(&self) -> Result<()> {
+    pub(super) async fn is_ready(&self) -> Result<()> {
         let name = format!("deployment/{NAME}");
         let args = ["rollout", "status", &name, "--timeout", "90s"];
         self.kubectl(&args).await.map(drop)
@@ -58,7 +58,7 @@ impl<'a> Inside<'a> {
         self.world.kubectl(&args, "").await
     }
 
-    fn pods(&self) -> Api<Pod> {
+    pub(super) fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.world.target.client.clone(), &self.namespace)
     }
 
@@ -218,6 +218,23 @@ pub(super) async fn check_names_a_missing_namespace_service_account_and_api(
     let printed = check(&[here, api].concat()).await?;
     ensure!(
         printed.contains("✗ ") && printed.contains("✓ dry run"),
+        "{printed}"
+    );
+    Ok(())
+}
+
+pub(super) async fn check_warns_of_pods_that_pod_security_refuses(world: Arc<World>) -> Result<()> {
+    let label = "pod-security.kubernetes.io/enforce=restricted";
+    let args = ["label", "namespace", &world.namespace, label];
+    world.kubectl(&args, "").await?;
+    let mut check = world.program();
+    let check = check.args(["check", "--namespace", &world.namespace]);
+    let checked = check.output().await?;
+    let printed = String::from_utf8_lossy(&checked.stdout).into_owned();
+    ensure!(
+        checked.status.success()
+            && printed.contains("– dry run")
+            && printed.contains("would violate PodSecurity \"restricted"),
         "{printed}"
     );
     Ok(())

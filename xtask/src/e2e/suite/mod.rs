@@ -4,6 +4,7 @@ mod contract;
 mod deploying;
 mod ending;
 mod failing;
+mod footprint;
 mod inside;
 mod installing;
 mod outages;
@@ -101,6 +102,7 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
         inside::check_inside_the_agents_pod_finds_everything_in_order,
         inside::check_names_what_the_agents_account_may_not_do,
         inside::check_names_a_missing_namespace_service_account_and_api,
+        inside::check_warns_of_pods_that_pod_security_refuses,
         inside::the_agents_account_may_do_what_is_listed_and_nothing_else,
         installing::what_install_prints_is_accepted_in_every_combination,
         installing::what_uninstall_prints_deletes_what_install_has_made,
@@ -131,6 +133,7 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
         ending::the_job_of_a_cancelled_run_is_deleted,
     ];
     let alone = tests![true:
+        footprint::the_agent_in_its_container_polls_at_once_and_is_small,
         outages::an_api_server_that_is_killed_and_comes_back_costs_no_run,
         outages::changes_that_etcd_has_forgotten_are_found_by_listing_again,
         outages::what_happens_under_a_dead_kubelet_is_told_when_it_is_back,
