@@ -5,8 +5,8 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agent_core::{Agent, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
-use support::cluster::{Cluster, Replica};
+use agent_core::{FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
+use support::cluster::Cluster;
 use support::{Faults, Memory, Running, until};
 use tokio::time::sleep;
 
@@ -34,11 +34,7 @@ async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
         let mut next = 0;
         let mut start = || {
             next += 1;
-            let replica = Replica {
-                cluster: cluster.clone(),
-                id: next,
-            };
-            Running::start(Agent::builder(source.clone(), std::sync::Arc::new(replica)))
+            Running::start(cluster.agent(next))
         };
         let mut replicas = vec![start(), start()];
         for _ in 0..8 {
@@ -80,12 +76,7 @@ async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
     let source = Memory::new(0);
     let cluster = Cluster::new(&source);
     source.seed("3", Some(source.clock.now()));
-    let replica = Replica {
-        cluster: cluster.clone(),
-        id: 1,
-    };
-    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
-    let agent = Running::start(agent);
+    let agent = Running::start(cluster.agent(1));
     until("a job", || !cluster.is_empty()).await;
     cluster.begun_by("slow", "p");
     until("another teller", || !cluster.is_told_by("slow", "p")).await;
@@ -115,12 +106,7 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
         *cluster.news.lock().expect("no panics") = Some(Duration::from_millis(pause));
         // Its job would go on for almost five seconds.
         source.seed("134", Some(source.clock.now()));
-        let replica = Replica {
-            cluster: cluster.clone(),
-            id: 1,
-        };
-        let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
-        let agent = Running::start(agent.cancel_grace(GRACE));
+        let agent = Running::start(cluster.agent(1).cancel_grace(GRACE));
         until("a job", || !cluster.is_empty()).await;
         let began = source.clock.elapsed();
         for run in source.runs().values_mut() {
@@ -141,11 +127,7 @@ async fn a_run_that_another_replica_has_claimed_again_is_not_failed_by_its_earli
     let cluster = Cluster::new(&source);
     cluster.led_by_another();
     source.seed("3", Some(source.clock.now()));
-    let replica = |id| Replica {
-        cluster: cluster.clone(),
-        id,
-    };
-    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica(1)));
+    let agent = cluster.agent(1);
     let agent = Running::start(agent);
     until("the end of its job", || cluster.has_ended("job-3/0")).await;
     source.update("3", |run| {
@@ -157,7 +139,11 @@ async fn a_run_that_another_replica_has_claimed_again_is_not_failed_by_its_earli
     // Meanwhile the lease of whoever led runs out.
     sleep(Duration::from_secs(20)).await;
     assert_eq!(source.run("3").failed, None);
-    replica(2).submit(&again[0]).await.expect("no faults");
+    cluster
+        .replica(2)
+        .submit(&again[0])
+        .await
+        .expect("no faults");
     until("the end of the run", || source.run("3").failed.is_some()).await;
     assert_eq!(source.run("3").failed.as_deref(), Some("job-3/1 failed"));
     agent.stop().await;
@@ -171,12 +157,7 @@ async fn what_is_not_so_any_more_fails_no_run() {
         let cluster = Cluster::new(&source);
         *cluster.stuck.lock().expect("no panics") = Some(stands);
         source.seed("134", Some(source.clock.now()));
-        let replica = Replica {
-            cluster: cluster.clone(),
-            id: 1,
-        };
-        let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
-        let agent = Running::start(agent);
+        let agent = Running::start(cluster.agent(1));
         until("a job", || !cluster.is_empty()).await;
         until("the end of the job", || cluster.is_empty()).await;
         assert_eq!(source.run("134").failed.as_deref(), failed);
@@ -192,16 +173,12 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
         let source = Memory::new(0);
         let cluster = Cluster::new(&source);
         source.seed("1", Some(source.clock.now()));
-        let replica = |id| Replica {
-            cluster: cluster.clone(),
-            id,
-        };
-        let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica(1)));
+        let agent = cluster.agent(1);
         let agent = Running::start(agent.name("north").recovery(LOOK, LOOK));
         source.update("1", |run| run.phase = Phase::Submitted);
         let claimed = source.claimed_runs(&["1".into()]).await;
         let run = claimed.expect("no faults").remove(0);
-        replica(2).submit(&run).await.expect("no faults");
+        cluster.replica(2).submit(&run).await.expect("no faults");
         let line = LogEntry {
             flow_run_id: "1".into(),
             name: "north".to_owned(),
@@ -230,12 +207,7 @@ async fn logs_that_cannot_be_written_hold_up_nothing_and_are_told_afterwards() {
         source.seed(id, Some(source.clock.now()));
     }
     source.logs_away.store(true, Ordering::SeqCst);
-    let replica = Replica {
-        cluster: cluster.clone(),
-        id: 1,
-    };
-    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
-    let agent = Running::start(agent);
+    let agent = Running::start(cluster.agent(1));
     let all_failed = || source.runs().values().all(|run| run.failed.is_some());
     until("the end of every run", all_failed).await;
     assert!(source.clock.elapsed() < Duration::from_secs(60));
@@ -256,12 +228,7 @@ async fn a_job_that_goes_during_an_outage_fails_its_run_afterwards() {
     let source = Memory::new(0);
     let cluster = Cluster::new(&source);
     source.seed("134", Some(source.clock.now()));
-    let replica = Replica {
-        cluster: cluster.clone(),
-        id: 1,
-    };
-    let agent = Agent::builder(source.clone(), std::sync::Arc::new(replica));
-    let agent = Running::start(agent);
+    let agent = Running::start(cluster.agent(1));
     until("a job", || !cluster.is_empty()).await;
     source.faults.lock().expect("no panics").before = 100;
     cluster.remove_all();

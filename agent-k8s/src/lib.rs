@@ -9,6 +9,7 @@
 //! - `output`: what failed containers printed last.
 //! - `lease`: which of several replicas supervises.
 //! - [`probe`]: whether a cluster has and allows what the agent needs.
+//! - `reads`: types that are read in the place of whole objects.
 //! - [`yaml`]: YAML 1.1, in which job templates are written.
 //! - `error`: what errors of the Kubernetes API mean for a flow run.
 #![warn(missing_docs)]
@@ -25,6 +26,7 @@ pub mod manifest;
 mod observe;
 mod output;
 pub mod probe;
+mod reads;
 pub mod yaml;
 
 pub use backend::KubernetesBackend;

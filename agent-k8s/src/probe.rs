@@ -1,27 +1,26 @@
 //! Whether a cluster has and allows what the agent needs. Nothing is changed.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::try_join_all;
 use http::{HeaderValue, Request};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use k8s_openapi::api::core::v1::{self as core, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
 use kube::api::{Api, PostParams};
 use kube::client::Body;
 use kube::core::Status;
-use kube::{Client, Resource};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::access::Rule;
 use crate::error::reason;
+use crate::reads::reads;
 
 /// How long one answer may take. Admission webhooks have up to 30 s.
 const ANSWER: Duration = Duration::from_secs(40);
@@ -231,34 +230,7 @@ struct Secret {
     data: BTreeMap<String, IgnoredAny>,
 }
 
-impl Resource for Secret {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        core::Secret::kind(&())
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        core::Secret::group(&())
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        core::Secret::version(&())
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        core::Secret::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+reads!(Secret, core::Secret);
 
 #[cfg(test)]
 mod tests {

@@ -257,7 +257,7 @@ async fn submit(
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut refused: Option<Instant> = None;
     let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
-    let mut unanswered = false;
+    let mut doubtful = false;
     let Submission { job, created } = loop {
         if !std::mem::replace(&mut fresh, false) {
             match awaits_job(shared, run).await {
@@ -277,7 +277,7 @@ async fn submit(
         let began = Instant::now();
         match shared.backend.submit(run).await {
             Ok(submission) if began.elapsed() > SLOW => {
-                unanswered = true;
+                doubtful = true;
                 shared.slots.complain();
                 break submission;
             }
@@ -294,7 +294,7 @@ async fn submit(
                 tokio::time::sleep(backoff.pause(None)).await;
             }
             Err(error) if error.is_transient() => {
-                unanswered = true;
+                doubtful = true;
                 shared.slots.complain();
                 tracing::warn!("Cannot submit flow run {}, will try again: {error}", run.id);
                 tokio::time::sleep(backoff.pause(error.retry_after())).await;
@@ -320,10 +320,11 @@ async fn submit(
     }
     tracing::info!("Completed deployment of flow run {}", run.id);
     let entry = submitted(shared, &run.id, &job);
-    match created {
+    if created && !doubtful {
+        shared.logs.write(entry).await;
+    } else {
         // Another replica may have taken the run for its own, or may have told of the job.
-        true if !unanswered => shared.logs.write(entry).await,
-        _ => shared.logs.write_if_missing_later(entry),
+        shared.logs.write_if_missing_later(entry);
     }
     Ok(())
 }

@@ -53,6 +53,8 @@ struct Waiting {
     items: VecDeque<Item>,
     bytes: usize,
     closed: bool,
+    /// When the source has answered last.
+    answered: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -85,7 +87,6 @@ impl LogSink {
         let writer = Writer {
             source,
             queue: queue.clone(),
-            answered: Arc::new(Mutex::new(Instant::now())),
         };
         let task = tokio::spawn(async move {
             loop {
@@ -108,18 +109,14 @@ impl LogSink {
         self.put(entry, false, None).await;
     }
 
-    /// Hands over an entry that is written unless it is there.
-    pub(super) async fn write_if_missing(&self, entry: LogEntry) {
-        self.put(entry, true, None).await;
-    }
-
-    /// The same later, when somebody else has had the time to write it.
+    /// Hands over an entry that is written unless it is there, later, when somebody else has had the
+    /// time to write it.
     pub(super) fn write_if_missing_later(&self, entry: LogEntry) {
         let sink = self.clone();
         let pause = sleep(OTHERS + JITTER.mul_f64(fastrand::f64()));
         self.0.later.spawn(async move {
             let _ = sink.0.ending.run_until_cancelled(pause).await;
-            sink.write_if_missing(entry).await;
+            sink.put(entry, true, None).await;
         });
     }
 
@@ -239,8 +236,6 @@ fn dropped(level: LogLevel, why: &'static str) {
 struct Writer {
     source: Arc<dyn FlowRunSource>,
     queue: Arc<Queue>,
-    /// When the source has answered last.
-    answered: Arc<Mutex<Instant>>,
 }
 
 impl Writer {
@@ -349,15 +344,16 @@ impl Writer {
     }
 
     fn answers(&self) {
-        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.queue.lock().answered = Some(Instant::now());
     }
 
     /// Whether entries have been tried for so long that they would fail for ever, although the source
     /// answers.
     fn is_hopeless(&self, batch: &[Item]) -> bool {
-        let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = self.queue.lock().answered;
+        let answers = answered.is_some_and(|at| at.elapsed() < AWAY);
         let old = |item: &Item| item.queued.elapsed() > HOPELESS;
-        answered.elapsed() < AWAY && batch.iter().all(old)
+        answers && batch.iter().all(old)
     }
 
     /// Takes those entries out of a batch that are in the logs already, or in it twice; an error when

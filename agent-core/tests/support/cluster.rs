@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use agent_core::{
-    Error, Finding, FlowRun, FlowRunId, JobBackend, JobRef, JobState, LogEntry, LogLevel,
-    Observation, Phase, Result, Sighting, Submission, Turn, async_trait,
+    Agent, AgentBuilder, Error, Finding, FlowRun, FlowRunId, JobBackend, JobRef, JobState,
+    LogEntry, LogLevel, Observation, Phase, Result, Sighting, Submission, Turn, async_trait,
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -40,8 +40,8 @@ pub struct Cluster {
 
 /// The cluster as one replica sees it.
 pub struct Replica {
-    pub cluster: Arc<Cluster>,
-    pub id: u64,
+    cluster: Arc<Cluster>,
+    id: u64,
 }
 
 impl Cluster {
@@ -54,6 +54,19 @@ impl Cluster {
             news: Mutex::default(),
             stuck: Mutex::default(),
         })
+    }
+
+    /// The cluster as a replica sees it.
+    pub fn replica(self: &Arc<Self>, id: u64) -> Replica {
+        Replica {
+            cluster: self.clone(),
+            id,
+        }
+    }
+
+    /// An agent that is this replica.
+    pub fn agent(self: &Arc<Self>, id: u64) -> AgentBuilder {
+        Agent::builder(self.source.clone(), Arc::new(self.replica(id)))
     }
 
     pub fn is_empty(&self) -> bool {

@@ -18,9 +18,11 @@ pub(super) enum Change<V> {
     /// All that exist were listed.
     Listed,
     /// The watch has broken off.
-    Broken(String),
-    /// The API server does not let this agent see objects of this kind.
-    Forbidden(String),
+    Broken {
+        reason: String,
+        /// The API server does not let this agent see objects of this kind.
+        forbidden: bool,
+    },
 }
 
 /// A change to one kind of object.
@@ -55,11 +57,9 @@ impl Seen {
     /// The watch that has broken off, and why.
     fn broken(&self) -> Option<(&'static str, &String)> {
         match self {
-            Self::Job(Change::Broken(reason) | Change::Forbidden(reason)) => Some(("jobs", reason)),
-            Self::Pod(Change::Broken(reason) | Change::Forbidden(reason)) => Some(("pods", reason)),
-            Self::Event(Change::Broken(reason) | Change::Forbidden(reason)) => {
-                Some(("events", reason))
-            }
+            Self::Job(Change::Broken { reason, .. }) => Some(("jobs", reason)),
+            Self::Pod(Change::Broken { reason, .. }) => Some(("pods", reason)),
+            Self::Event(Change::Broken { reason, .. }) => Some(("events", reason)),
             _ => None,
         }
     }
@@ -85,7 +85,14 @@ impl Index {
             let reason = reason.clone();
             let broken = Sighting::Broken { watch, reason };
             let mut sightings = vec![broken];
-            if matches!(seen, Seen::Pod(Change::Forbidden(_))) && !self.pods_hidden {
+            let forbidden = matches!(
+                seen,
+                Seen::Pod(Change::Broken {
+                    forbidden: true,
+                    ..
+                })
+            );
+            if forbidden && !self.pods_hidden {
                 // What the Jobs themselves show is better than nothing.
                 tracing::warn!("Pods are not seen: flow runs are told only what their Jobs show");
                 sightings.extend(self.news(seen));
@@ -161,7 +168,7 @@ impl Index {
                 let gone = missing.iter().filter_map(|name| self.remove_job(name));
                 return (Vec::new(), gone.collect());
             }
-            Change::Broken(_) | Change::Forbidden(_) => {}
+            Change::Broken { .. } => {}
         }
         Default::default()
     }
@@ -237,7 +244,9 @@ impl Index {
                     return self.jobs.keys().cloned().collect();
                 }
             }
-            Change::Forbidden(_) => {
+            Change::Broken {
+                forbidden: true, ..
+            } => {
                 self.pods_hidden = true;
                 let known: Vec<String> = self.pods.keys().cloned().collect();
                 for name in known {
@@ -245,7 +254,7 @@ impl Index {
                 }
                 return self.jobs.keys().cloned().collect();
             }
-            Change::Broken(_) => {}
+            Change::Broken { .. } => {}
         }
         Vec::new()
     }
@@ -295,7 +304,7 @@ impl Index {
                     self.remove_event(&key);
                 }
             }
-            Change::Broken(_) | Change::Forbidden(_) => {}
+            Change::Broken { .. } => {}
         }
         Vec::new()
     }

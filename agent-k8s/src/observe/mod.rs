@@ -74,10 +74,10 @@ pub(crate) async fn stands(
     job: &str,
     key: &str,
 ) -> kube::Result<bool> {
-    let jobs: Api<read::Job> = Api::namespaced(client.clone(), namespace);
     if !diagnose::may_pass(key) {
         return Ok(true);
     }
+    let jobs: Api<read::Job> = Api::namespaced(client.clone(), namespace);
     let job = jobs.get_opt(job).await?;
     if key == diagnose::GONE {
         return Ok(job.is_none_or(|job| job.metadata.deletion_timestamp.is_some()));
@@ -114,8 +114,10 @@ where
                     view(&object).map(Change::Is)
                 }
                 Ok(watcher::Event::Delete(object)) => Some(Change::IsNot(object.name_any())),
-                Err(error) if is_forbidden(&error) => Some(Change::Forbidden(explain(&error))),
-                Err(error) => Some(Change::Broken(explain(&error))),
+                Err(error) => Some(Change::Broken {
+                    forbidden: is_forbidden(&error),
+                    reason: explain(&error),
+                }),
             };
             std::future::ready(change)
         })

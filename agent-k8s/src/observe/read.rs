@@ -1,16 +1,15 @@
 //! Jobs, pods and events as the watches read them: of the many members of each, those that a view is
 //! made from. The rest is passed over without being put into memory.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::JobCondition;
 use k8s_openapi::api::core::v1::ContainerState;
 use k8s_openapi::api::{batch, core};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
-use kube::Resource;
 use serde::{Deserialize, Deserializer};
+
+use crate::reads::reads;
 
 /// A Job.
 #[derive(Debug, Clone, Deserialize)]
@@ -130,40 +129,6 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         deletion_timestamp: read.deletion_timestamp,
         ..ObjectMeta::default()
     })
-}
-
-/// Has a type stand for a kind of object.
-macro_rules! reads {
-    ($type:ty, $kind:ty) => {
-        impl Resource for $type {
-            type DynamicType = ();
-            type Scope = NamespaceResourceScope;
-
-            fn kind(_: &()) -> Cow<'_, str> {
-                <$kind as Resource>::kind(&())
-            }
-
-            fn group(_: &()) -> Cow<'_, str> {
-                <$kind as Resource>::group(&())
-            }
-
-            fn version(_: &()) -> Cow<'_, str> {
-                <$kind as Resource>::version(&())
-            }
-
-            fn plural(_: &()) -> Cow<'_, str> {
-                <$kind as Resource>::plural(&())
-            }
-
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
 }
 
 reads!(Job, batch::v1::Job);

@@ -19,7 +19,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// After what time something that was refused is tried again.
 const REFUSED: Duration = Duration::from_secs(300);
 /// The same for something that has failed for a while and may pass.
-const AGAIN: Duration = Duration::from_secs(10);
+pub(super) const AGAIN: Duration = Duration::from_secs(10);
 /// The same for a job whose run gets a job just now.
 const DEPLOYING: Duration = Duration::from_secs(1);
 /// The same for a job that does not get on and whose run is scheduled again.
@@ -130,16 +130,26 @@ impl Supervisor {
             // Whoever claims the run keeps this job, and then it fails the run.
             return Ok(Some(RESCHEDULED));
         }
-        let submitted = state.phase == Phase::Submitted;
-        let awaited = submitted && !self.table.has_another(seen) && self.is_awaited(seen).await?;
+        let only = state.phase == Phase::Submitted && !self.table.has_another(seen);
+        let awaited = only && self.is_awaited(seen).await?;
         due.retain(|finding| awaited || !finding.unreported);
-        if submitted && !awaited && fails(due) && !self.table.has_another(seen) {
+        if only && !awaited && fails(due) {
             // Its new job is made by another replica just now; if none comes, this one was kept.
             let since = *own.superseded.get_or_insert_with(Instant::now);
             if since.elapsed() < SUPERSEDED {
                 return Ok(Some(DEPLOYING));
             }
         }
+        self.look_afresh(seen, due).await
+    }
+
+    /// Drops what does not stand of a job that is gone; for one that is there, says when to look again
+    /// then.
+    async fn look_afresh(
+        &self,
+        seen: &Observation,
+        due: &mut Vec<&Finding>,
+    ) -> Result<Option<Duration>> {
         let gone = seen.state == JobState::Gone;
         let last = due.iter().filter(|finding| finding.deletes || gone);
         for finding in last {

@@ -25,7 +25,7 @@ use self::table::Table;
 use super::{Shared, deploy};
 use crate::backoff::Backoff;
 use crate::observation::{JobState, Observation, Sighting};
-use crate::{Error, LogEntry, Result};
+use crate::{Error, Result};
 
 /// Jobs that are handled at the same time.
 const CONCURRENCY: usize = 32;
@@ -70,9 +70,9 @@ impl Supervisor {
                 match sighting {
                     Sighting::Job(seen) => {
                         self.shared.in_flight.saw(&seen);
-                        let announced = announced(&self.shared, &seen);
-                        if self.table.saw(seen) {
-                            self.announce(announced);
+                        let seen = Arc::new(seen);
+                        if self.table.saw(seen.clone()) {
+                            self.announce(&seen);
                         }
                     }
                     Sighting::Complete => self.shared.in_flight.complete(),
@@ -127,7 +127,7 @@ impl Supervisor {
     async fn term(&self) {
         let teller = format!("{:08x}", fastrand::u32(..));
         for seen in self.table.begin_term() {
-            self.announce(announced(&self.shared, &seen));
+            self.announce(&seen);
         }
         let names = stream::unfold(&self.table, async |table| Some((table.next().await, table)));
         let stopping = self.shared.stopping.clone();
@@ -140,11 +140,17 @@ impl Supervisor {
         }
     }
 
-    /// Sees to it that the owner of a run is told of its job, whatever became of who has made it.
-    fn announce(&self, announced: Option<LogEntry>) {
-        if let Some(entry) = announced {
-            self.shared.logs.write_if_missing_later(entry);
+    /// Sees to it that the owner of a run is told of a job that another process has made: it may have
+    /// died before it told of it.
+    fn announce(&self, seen: &Observation) {
+        let shared = &self.shared;
+        let young = |at| shared.source.now().duration_since(at) <= ANNOUNCED;
+        let young = seen.created_at.is_some_and(young);
+        if !young || !seen.own || seen.state == JobState::Gone || shared.made.is_ours(seen) {
+            return;
         }
+        let entry = deploy::submitted(shared, &seen.flow_run_id, &seen.job);
+        shared.logs.write_if_missing_later(entry);
     }
 
     /// Tries for a while as long as the failure may pass and the agent runs.
@@ -175,15 +181,6 @@ impl Supervisor {
             }
         }
     }
-}
-
-/// What is told of a job that another process has made: it may have died before it told of it.
-fn announced(shared: &Shared, seen: &Observation) -> Option<LogEntry> {
-    let (run, job) = (&seen.flow_run_id, &seen.job);
-    let made_here = shared.made.is_ours(seen);
-    let age = shared.source.now().duration_since(seen.created_at?);
-    let known = age > ANNOUNCED || seen.state == JobState::Gone || !seen.own;
-    (!known && !made_here).then(|| deploy::submitted(shared, run, job))
 }
 
 /// The error of an attempt that is not repeated because the agent stops.

@@ -109,18 +109,18 @@ impl Default for Table {
 
 impl Table {
     /// Takes in what was seen of a job; whether it is new to who leads.
-    pub(super) fn saw(&self, seen: Observation) -> bool {
+    pub(super) fn saw(&self, seen: Arc<Observation>) -> bool {
         let mut inner = self.lock();
         let (name, state) = (seen.job.clone(), seen.state);
         let before = match inner.jobs.get_mut(&name) {
             Some(tracked) => {
                 let before = tracked.latest.state;
-                tracked.latest = Arc::new(seen);
+                tracked.latest = seen;
                 Some(before)
             }
             None => {
                 let tracked = Tracked {
-                    latest: Arc::new(seen),
+                    latest: seen,
                     turn: Turn::Idle,
                     own: Own::default(),
                     looked_at: false,

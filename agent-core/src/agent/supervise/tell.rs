@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Supervisor;
+use super::handle::AGAIN;
 use super::table::Own;
 use crate::failpoint;
 use crate::observation::{Finding, JobState, Observation, Turn};
@@ -22,8 +23,6 @@ const OUTPUT: Duration = Duration::from_secs(5);
 const ARRIVES: Duration = Duration::from_secs(2);
 /// How long the writing of words is waited for; it goes on after that.
 const WRITTEN: Duration = Duration::from_secs(2);
-/// After what time it is looked at whether they are written then.
-const AGAIN: Duration = Duration::from_secs(10);
 /// Jobs whose words are being written at the same time. More are told later: logs that cannot be
 /// written hold up no run's end, and fill no memory.
 pub(super) const TELLINGS: usize = 256;
