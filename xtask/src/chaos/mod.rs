@@ -64,8 +64,9 @@ async fn seeds(options: &Options, binary: &Path) -> Result<()> {
         world.calm();
         replicas.all_up(&world)?;
         let rested = world.rests(REST).await;
-        let outputs = replicas.stop().await;
+        let remains = replicas.stop().await?;
         let mut found = violations(&world, &plan);
+        found.extend(remains.crashes);
         if let Err(unrest) = rested {
             found.insert(0, unrest);
         }
@@ -89,7 +90,8 @@ async fn seeds(options: &Options, binary: &Path) -> Result<()> {
             for one in &found {
                 println!("  violated: {one}");
             }
-            println!("  what the replicas wrote is in {}", outputs.display());
+            let written = remains.dir.keep();
+            println!("  what the replicas wrote is in {}", written.display());
             broken.push(seed);
         }
     }

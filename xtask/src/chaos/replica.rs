@@ -1,6 +1,8 @@
 //! The processes that are struck.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,6 +23,16 @@ pub(super) struct Replicas {
     dir: TempDir,
     running: Vec<Option<Child>>,
     started: usize,
+    /// Ends that nobody asked for.
+    crashes: Vec<String>,
+}
+
+/// What the replicas left.
+pub(super) struct Remains {
+    /// What they wrote; removed when dropped.
+    pub(super) dir: TempDir,
+    /// Crashes and panics.
+    pub(super) crashes: Vec<String>,
 }
 
 impl Replicas {
@@ -30,6 +42,7 @@ impl Replicas {
             dir: tempfile::Builder::new().prefix("chaos").tempdir()?,
             running: (0..count).map(|_| None).collect(),
             started: 0,
+            crashes: Vec::new(),
         };
         replicas.all_up(world)?;
         Ok(replicas)
@@ -45,10 +58,13 @@ impl Replicas {
 
     /// Starts a replica that is not running.
     pub(super) fn up(&mut self, n: usize, world: &World) -> Result<()> {
-        if let Some(child) = &mut self.running[n]
-            && child.try_wait()?.is_none()
-        {
-            return Ok(());
+        if let Some(child) = &mut self.running[n] {
+            match child.try_wait()? {
+                None => return Ok(()),
+                // As in a start while one of the servers is away.
+                Some(status) if status.code() == Some(1) => {}
+                Some(status) => self.crashed(n, status),
+            }
         }
         self.started += 1;
         let name = format!("replica-{n}-start-{}.log", self.started);
@@ -75,21 +91,42 @@ impl Replicas {
     /// Waits for the end of a replica that was told to end.
     pub(super) async fn ended(&mut self, n: usize) -> Result<()> {
         if let Some(mut child) = self.running[n].take() {
-            tokio::time::timeout(END, child.wait())
+            let status = tokio::time::timeout(END, child.wait())
                 .await
                 .context("a replica did not end")??;
+            let killed = status.signal() == Some(Signal::SIGKILL as i32);
+            if !killed && !matches!(status.code(), Some(0 | 1)) {
+                self.crashed(n, status);
+            }
         }
         Ok(())
     }
 
-    /// Ends all; the directory with what they wrote.
-    pub(super) async fn stop(mut self) -> PathBuf {
+    fn crashed(&mut self, n: usize, status: ExitStatus) {
+        self.crashes.push(format!("replica {n} ended: {status}"));
+    }
+
+    /// Ends all.
+    pub(super) async fn stop(mut self) -> Result<Remains> {
         for n in 0..self.running.len() {
-            let _ = self.signal(n, Signal::SIGTERM);
+            self.signal(n, Signal::SIGTERM)?;
         }
         for n in 0..self.running.len() {
-            let _ = self.ended(n).await;
+            if let Err(error) = self.ended(n).await {
+                self.crashes.push(format!("replica {n}: {error:#}"));
+            }
         }
-        self.dir.keep()
+        for entry in std::fs::read_dir(self.dir.path())? {
+            let file = entry?.path();
+            if file.extension().is_some_and(|extension| extension == "log") {
+                let written = String::from_utf8_lossy(&std::fs::read(&file)?).into_owned();
+                let panic = written.lines().find(|line| line.contains("panicked at"));
+                self.crashes.extend(panic.map(str::to_owned));
+            }
+        }
+        Ok(Remains {
+            dir: self.dir,
+            crashes: self.crashes,
+        })
     }
 }

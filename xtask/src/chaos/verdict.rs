@@ -13,10 +13,17 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
         let run = made.flow_run_id().unwrap_or_default().to_owned();
         jobs.entry(run).or_default().push(made.name);
     }
+    let known: BTreeSet<String> = world.runs.iter().map(ToString::to_string).collect();
+    for (run, jobs) in jobs.iter().filter(|(run, _)| !known.contains(*run)) {
+        found.push(format!(
+            "Jobs of no run that was seeded ({run:?}): {jobs:?}"
+        ));
+    }
     let rescheduled = lock(&world.rescheduled);
     let pods = lock(&world.pods);
     for (id, planned) in world.runs.iter().zip(&plan.runs) {
         let Some(run) = world.prefect.run(*id) else {
+            found.push(format!("run {id}: the server does not know it any more"));
             continue;
         };
         let mut wrong =
@@ -32,7 +39,7 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
         if jobs.is_empty() {
             wrong("it got no Job".to_owned());
         }
-        if jobs.len() > claims || (jobs.len() > 1 && !again) {
+        if jobs.len() > claims || (claims.max(jobs.len()) > 1 && !again) {
             wrong(format!("{claims} claims, {} Jobs: {jobs:?}", jobs.len()));
         }
         if jobs.iter().collect::<BTreeSet<_>>().len() != jobs.len() {
@@ -67,4 +74,23 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_an_agent_every_run_is_lost() {
+        let plan = Plan::draw(1, 5, 1);
+        let world = World::build(&plan).await.expect("servers");
+        let found = violations(&world, &plan);
+        let jobless = found.iter().filter(|what| what.contains("it got no Job"));
+        assert_eq!(jobless.count(), 5, "{found:#?}");
+        let unended = found.iter().filter(|what| what.contains("it should be"));
+        assert_eq!(unended.count(), 5, "{found:#?}");
+        assert!(world.rests(Duration::ZERO).await.is_err());
+    }
 }
