@@ -170,7 +170,7 @@ fn for_this_machine(program: &[u8]) -> Result<()> {
 
 /// The shared objects that a program needs, by the paths at which its loader finds them; none for
 /// a static one.
-fn shared_objects(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn shared_objects(program: &Path) -> Result<Vec<PathBuf>> {
     let listed = Command::new("ldd")
         .arg(program)
         .env("LC_ALL", "C")
