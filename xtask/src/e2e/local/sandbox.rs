@@ -1,6 +1,7 @@
 //! The namespaces that a local cluster lives in, and that nothing of it survives: networks,
 //! mounts and processes end with the first process, control groups and files are removed after it.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("openssl", "openssl"),
     ("unshare", "util-linux"),
 ];
+/// Where programs of root's are, also when the PATH is that of somebody who uses sudo.
+const OF_ROOT: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// What the namespaces begin with.
 const SCRIPT: &str = include_str!("namespace.sh");
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -46,7 +49,7 @@ pub(crate) fn check() -> Result<()> {
     );
     let mut missing: Vec<&str> = PROGRAMS
         .iter()
-        .filter(|(program, _)| !is_on_path(program))
+        .filter(|(program, _)| !is_among(&path(), program))
         .map(|(_, package)| *package)
         .collect();
     if !Path::new(super::config::PLUGINS).join("bridge").exists() {
@@ -63,8 +66,18 @@ pub(crate) fn check() -> Result<()> {
 
 /// Whether a program can be run by its name.
 pub(crate) fn is_on_path(program: &str) -> bool {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths).any(|path| path.join(program).exists())
+    is_among(&std::env::var_os("PATH").unwrap_or_default(), program)
+}
+
+fn is_among(paths: &OsStr, program: &str) -> bool {
+    std::env::split_paths(paths).any(|path| path.join(program).exists())
+}
+
+/// The PATH inside the namespaces.
+fn path() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::env::split_paths(&path).chain(OF_ROOT.map(PathBuf::from));
+    std::env::join_paths(paths).unwrap_or(path.clone())
 }
 
 /// A folder and a control group for one cluster, named after this process.
@@ -129,6 +142,7 @@ impl Sandbox {
             .arg(self.cluster())
             .arg(program)
             .args(args)
+            .env("PATH", path())
             .kill_on_drop(true);
         let mut child = command.spawn().context("cannot make namespaces")?;
         let ended = unless_interrupted(async {
