@@ -24,7 +24,8 @@ use self::images::Images;
 pub(crate) use self::local::ControlPlane;
 pub(crate) use self::local::sandbox::{self, Sandbox};
 use self::suite::Target;
-use crate::interrupt::interrupted;
+use crate::image::Image;
+use crate::interrupt::{interrupted, unless_interrupted};
 
 /// The flags of the end-to-end tests.
 #[derive(clap::Args)]
@@ -133,7 +134,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     }
     ensure!(!tests.is_empty(), "no test has such a name; see --list");
     match kind {
-        Place::Local => outside(options).await,
+        Place::Local => outside(options, &tests).await,
         Place::Kind => kind::run(&options, tests).await,
         Place::Current => current(&options, tests).await,
     }
@@ -157,45 +158,61 @@ fn archives(folder: &Path) -> [PathBuf; 2] {
 }
 
 /// Builds everything, then goes on inside namespaces of its own.
-async fn outside(options: Options) -> Result<()> {
+async fn outside(options: Options, tests: &[suite::Test]) -> Result<()> {
+    // What may be missing shows before the long builds.
     sandbox::check()?;
-    let kubernetes = kubernetes()?;
-    let agent = crate::build_agent(options.profile())?;
-    let logs = logs(&agent)?;
-    let sandbox = Sandbox::new()?;
     let images = Images::assemble()?;
-    let archive = |name: &str| sandbox.folder().join(name);
-    let (pause, flow) = (archive("pause.tar"), archive("flow.tar"));
-    let own = archive("agent.tar");
-    crate::image::save(&images.pause, &[images::PAUSE], &pause)?;
-    crate::image::save(&images.flow, &[images::FLOW, images::DEFAULT], &flow)?;
-    crate::image::save(&crate::image::agent(&agent)?, &[crate::image::NAME], &own)?;
-    // There is no way out of the namespaces.
+    let agent = crate::build_agent(options.profile())?;
     let stores = stores(&agent);
-    Stores::install(&stores)?;
-    let plan = Plan {
-        cluster: sandbox.cluster(),
-        logs: logs.clone(),
-        cgroup: sandbox.cgroup(),
-        kubernetes,
-        images: vec![pause, flow, own],
-        agent,
-        stores,
-        contract: crate::build_test("api")?,
-        filter: options.filter,
-        keep: options.keep,
+    if suite::need_stores(tests) {
+        // There is no way out of the namespaces.
+        Stores::install(&stores)?;
+    }
+    let kubernetes = kubernetes()?;
+    let contract = crate::build_test("api")?;
+    let logs = logs(&agent)?;
+    let all = async {
+        let sandbox = Sandbox::new()?;
+        let plan = Plan {
+            cluster: sandbox.cluster(),
+            logs: logs.clone(),
+            cgroup: sandbox.cgroup(),
+            kubernetes,
+            images: save_all(&images, &agent, sandbox.folder())?,
+            agent,
+            stores,
+            contract,
+            filter: options.filter,
+            keep: options.keep,
+        };
+        let file = sandbox.folder().join("plan.json");
+        std::fs::write(&file, serde_json::to_vec(&plan)?)?;
+        let file = file.to_str().context("a path that is no text")?;
+        let program = std::env::current_exe()?;
+        sandbox.run(&program, &["e2e", "--inside", file]).await
     };
-    let file = archive("plan.json");
-    std::fs::write(&file, serde_json::to_vec(&plan)?)?;
-    let file = file.to_str().context("a path that is no text")?;
-    let program = std::env::current_exe()?;
-    let status = sandbox.run(&program, &["e2e", "--inside", file]).await?;
+    let status = unless_interrupted(all).await?;
     ensure!(
         status.success(),
         "the tests failed; the logs of the cluster's programs are in {}",
         logs.display()
     );
     Ok(())
+}
+
+/// Writes the images of a local cluster into a folder; their archives.
+fn save_all(images: &Images, agent: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    let own = crate::image::agent(agent)?;
+    let images: [(&str, &Image, &[&str]); 3] = [
+        ("pause.tar", &images.pause, &[images::PAUSE]),
+        ("flow.tar", &images.flow, &[images::FLOW, images::DEFAULT]),
+        ("agent.tar", &own, &[crate::image::NAME]),
+    ];
+    let saved = images.map(|(file, image, names)| {
+        let path = folder.join(file);
+        crate::image::save(image, names, &path).map(|()| path)
+    });
+    saved.into_iter().collect()
 }
 
 /// The folder for the servers of templates: that of the tests of templates, too.

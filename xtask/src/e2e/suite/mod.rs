@@ -147,6 +147,11 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
     together.chain(alone).filter(wanted).collect()
 }
 
+/// Whether one of these needs the servers of templates.
+pub(super) fn need_stores(tests: &[Test]) -> bool {
+    tests.iter().any(|test| test.module == "templates")
+}
+
 /// Prints what there is.
 pub(super) fn list(tests: &[Test]) {
     for test in tests {
