@@ -191,6 +191,7 @@ pub(super) async fn run(target: Arc<Target>, tests: Vec<Test>) -> Result<()> {
 /// Runs a test and says how it went, unless somebody stops this process meanwhile.
 async fn report(target: Arc<Target>, test: &Test) -> Option<bool> {
     let began = Instant::now();
+    let stopped = interrupted();
     let world = match World::new(target).await {
         Ok(world) => Arc::new(world),
         Err(error) => {
@@ -203,7 +204,7 @@ async fn report(target: Arc<Target>, test: &Test) -> Option<bool> {
     };
     let outcome = tokio::select! {
         outcome = outcome(test, world.clone()) => Some(outcome),
-        _ = interrupted() => None,
+        _ = stopped => None,
     };
     if let Some(outcome) = &outcome {
         tell(&world, test, outcome, began.elapsed()).await;
@@ -216,7 +217,11 @@ async fn report(target: Arc<Target>, test: &Test) -> Option<bool> {
 
 /// Runs a test to its end, or as long as it may take; one that has failed leaves the cluster running.
 async fn outcome(test: &Test, world: Arc<World>) -> Result<()> {
-    let run = AssertUnwindSafe((test.run)(world.clone())).catch_unwind();
+    let run = async {
+        world.begin().await?;
+        (test.run)(world.clone()).await
+    };
+    let run = AssertUnwindSafe(run).catch_unwind();
     let outcome = match tokio::time::timeout(TIMEOUT, run).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(anyhow!("it panicked")),

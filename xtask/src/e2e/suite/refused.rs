@@ -7,7 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{LimitRange, ResourceQuota};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, ResourceQuota};
 use kube::api::{Api, DeleteParams, PostParams};
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
@@ -179,12 +179,21 @@ async fn refusing(world: &World, group: &str, kind: &str, message: &str) -> Resu
         policies: Api::all(client.clone()),
         bindings: Api::all(client.clone()),
     };
+    // Neither is in the namespace, but both go when it is gone.
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let owner = namespaces.get(&refusal.name).await?;
+    let metadata = json!({
+        "name": refusal.name,
+        "ownerReferences": [{
+            "apiVersion": "v1", "kind": "Namespace", "name": refusal.name, "uid": owner.uid(),
+        }],
+    });
     let rule = json!({
         "apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"],
         "resources": [kind],
     });
     let policy = json!({
-        "metadata": {"name": refusal.name},
+        "metadata": metadata,
         "spec": {
             "failurePolicy": "Fail",
             "matchConstraints": {"resourceRules": [rule]},
@@ -192,7 +201,7 @@ async fn refusing(world: &World, group: &str, kind: &str, message: &str) -> Resu
         },
     });
     let binding = json!({
-        "metadata": {"name": refusal.name},
+        "metadata": metadata,
         "spec": {
             "policyName": refusal.name,
             "validationActions": ["Deny"],
