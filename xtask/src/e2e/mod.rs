@@ -33,7 +33,7 @@ use crate::interrupt::{interrupted, unless_interrupted};
 Examples:
   cargo xtask e2e                            all tests, on kind or on a cluster of our own
   cargo xtask e2e --cluster local 'quota'    the tests whose name contains a text
-  cargo xtask e2e --cluster kind --dry-run   the commands that would be run
+  cargo xtask e2e --dry-run                  the commands that would be run with kind
   cargo xtask e2e --save-images images       what the nodes of a cluster of yours need for
   cargo xtask e2e --cluster current --host 10.0.0.5 --flow-image NAME:TAG --agent-image NAME:TAG")]
 pub(crate) struct Options {
@@ -45,13 +45,13 @@ pub(crate) struct Options {
     /// Test the release build instead of a debug build
     #[arg(long)]
     release: bool,
-    /// Leave the cluster up after the tests, until Ctrl-C
+    /// Leave the cluster up after the tests: local until Ctrl-C, kind until somebody deletes it
     #[arg(long)]
     keep: bool,
     /// Use the kubeconfig's context without asking
     #[arg(long)]
     yes: bool,
-    /// Print the commands for kind instead of running them
+    /// Print the commands for kind and run nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the names of the tests
@@ -119,8 +119,12 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         return inside(serde_json::from_slice(&text)?).await;
     }
     if let Some(folder) = &options.save_images {
-        let agent = crate::build_agent(crate::Profile::Debug)?;
+        let agent = crate::build_agent(options.profile())?;
         return save_images(folder, &agent);
+    }
+    if options.dry_run {
+        kind::dry_run();
+        return Ok(());
     }
     let kind = match options.cluster {
         Some(kind) => kind,
