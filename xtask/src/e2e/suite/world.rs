@@ -232,8 +232,13 @@ impl World {
 
     /// What a run's log holds of the cluster, at a level.
     pub(super) fn messages(&self, run: Uuid, level: &str) -> Vec<String> {
+        self.messages_of("k8s-infra", run, level)
+    }
+
+    /// What a run's log holds of a logger, at a level.
+    pub(super) fn messages_of(&self, logger: &str, run: Uuid, level: &str) -> Vec<String> {
         let logs = self.prefect.logs(run).into_iter();
-        logs.filter(|log| log.name.as_deref() == Some("k8s-infra"))
+        logs.filter(|log| log.name.as_deref() == Some(logger))
             .filter(|log| log.level.as_deref() == Some(level))
             .filter_map(|log| log.message)
             .collect()
@@ -504,11 +509,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until its log contains a text.
-    pub(super) async fn prints(&self, text: &str) -> Result<()> {
-        until(&format!("{text:?} in the agent's log"), || async {
+    /// Waits until a line of its log contains these texts.
+    pub(super) async fn prints(&self, texts: &[&str]) -> Result<()> {
+        let what = format!("a line with {texts:?} in the agent's log");
+        until(&what, || async {
             let log = std::fs::read_to_string(&self.log)?;
-            Ok(log.contains(text).then_some(()))
+            let has_all = |line: &str| texts.iter().all(|text| line.contains(text));
+            Ok(log.lines().any(has_all).then_some(()))
         })
         .await
     }
