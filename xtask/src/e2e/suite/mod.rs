@@ -127,6 +127,7 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
         refused::a_job_that_the_api_server_finds_invalid_fails_the_run_at_once,
         ending::a_deadline_that_passes_fails_the_run,
         ending::a_job_that_kubernetes_deletes_after_its_end_was_told_in_full,
+        ending::a_job_that_ends_well_and_goes_without_a_report_fails_its_run,
         ending::an_evicted_pod_is_told_and_replaced,
         ending::a_deleted_pod_is_replaced_and_the_run_goes_on,
         ending::a_deleted_job_fails_its_run,
