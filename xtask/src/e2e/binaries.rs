@@ -56,7 +56,7 @@ fn remove_unused(cache: &Path, now: SystemTime) {
 }
 
 /// The folder for what is built once and is the same for every clone.
-fn cache() -> Result<PathBuf> {
+pub(super) fn cache() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME") {
         Some(cache) => PathBuf::from(cache),
         None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),

@@ -25,6 +25,8 @@ const PROGRAMS: [(&str, &str); 7] = [
 const OF_ROOT: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// What the namespaces begin with.
 const SCRIPT: &str = include_str!("namespace.sh");
+/// What is hidden in them, because the cluster would write to it.
+const HIDDEN: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// What the kubelet wants for its pods in control groups of version 2, as far as the machine has it.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];
@@ -61,7 +63,30 @@ pub(crate) fn check() -> Result<()> {
         "a local cluster needs more programs: apt-get install {}",
         missing.join(" ")
     );
+    nothing_is_hidden()
+}
+
+/// An error when something that the cluster or the tests need is not seen in the namespaces.
+fn nothing_is_hidden() -> Result<()> {
+    let temporary = std::env::temp_dir();
+    for (path, elsewhere) in [
+        (std::env::current_exe()?, "set CARGO_TARGET_DIR"),
+        (super::super::binaries::cache()?, "set XDG_CACHE_HOME"),
+        (temporary.canonicalize().unwrap_or(temporary), "set TMPDIR"),
+        (env!("CARGO_MANIFEST_DIR").into(), "move the clone"),
+    ] {
+        ensure!(
+            !is_hidden(&path),
+            "{} is not seen in a local cluster, which hides {}; {elsewhere}",
+            path.display(),
+            HIDDEN.join(", ")
+        );
+    }
     Ok(())
+}
+
+fn is_hidden(path: &Path) -> bool {
+    HIDDEN.iter().any(|hidden| path.starts_with(hidden))
 }
 
 /// Whether a program can be run by its name.
@@ -139,6 +164,7 @@ impl Sandbox {
             .args(["/bin/sh"])
             .arg(&self.script)
             .arg(super::config::NODE_NAME)
+            .arg(HIDDEN.join(" "))
             .arg(self.cluster())
             .arg(program)
             .args(args)
@@ -280,6 +306,12 @@ fn remove_cgroup(path: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_below_a_hidden_folder_is_hidden() {
+        assert!(is_hidden(Path::new("/var/lib/jenkins/target/debug/xtask")));
+        assert!(!is_hidden(Path::new("/var/libraries/target/debug/xtask")));
+    }
 
     #[test]
     fn what_systemd_leaves_disabled_is_enabled_for_the_kubelet() {
