@@ -104,7 +104,14 @@ pub(crate) fn agent(binary: &Path) -> Result<Image> {
     }
     let mut program = Layer::default();
     program.file("/usr/bin/agent-cli", 0o755, content);
-    let commit = git(&["rev-parse", "HEAD"]);
+    let describe = [
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty",
+    ];
+    let commit = git(&describe);
     let labels = [
         ("title", "Prefect Kubernetes agent".to_owned()),
         (
