@@ -13,12 +13,31 @@ pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>)
     }
 }
 
-/// Waits until somebody stops this process; what has happened, in a word.
-pub(crate) async fn interrupted() -> Result<&'static str> {
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    let mut terminated = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupted.recv() => Ok("interrupted"),
-        _ = terminated.recv() => Ok("terminated"),
+/// Waits until somebody stops this process; what has happened, in a word. What happens from the call
+/// on counts, whenever the future is polled.
+pub(crate) fn interrupted() -> impl Future<Output = Result<&'static str>> {
+    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    async {
+        let [interrupted, terminated] = signals;
+        let (mut interrupted, mut terminated) = (interrupted?, terminated?);
+        tokio::select! {
+            _ = interrupted.recv() => Ok("interrupted"),
+            _ = terminated.recv() => Ok("terminated"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_that_comes_before_the_future_is_polled_counts() {
+        // Without a handler, this signal would be the end of this process.
+        let stopped = interrupted();
+        raise(Signal::SIGTERM).expect("raised");
+        assert_eq!(stopped.await.expect("a signal"), "terminated");
     }
 }

@@ -32,7 +32,7 @@ impl Stores {
     /// Installs the servers into a folder, from PyPI, unless they are in it.
     ///
     /// # Errors
-    /// There is no Python, or PyPI cannot be reached.
+    /// There is no Python 3.11 or newer with venv, or PyPI cannot be reached.
     pub fn install(folder: &Path) -> Result<Self> {
         let place = || format!("cannot write to {}", folder.display());
         fs::create_dir_all(folder).with_context(place)?;
@@ -46,12 +46,16 @@ impl Stores {
         }
         run(Command::new("python3")
             .args(["-m", "venv", "--clear"])
-            .arg(&venv))?;
+            .arg(&venv))
+        .context(
+            "no environment for Python packages; install python3-venv, Python 3.11 or newer",
+        )?;
         let wanted = folder.join("requirements.txt");
         fs::write(&wanted, REQUIREMENTS).with_context(place)?;
         let stores = Self { venv };
         let pip = ["-m", "pip", "install", "--quiet", "-r"];
-        run(stores.python().args(pip).arg(&wanted))?;
+        run(stores.python().args(pip).arg(&wanted))
+            .context("the packages are not installed, which need PyPI and Python 3.11 or newer")?;
         fs::write(&installed, REQUIREMENTS).with_context(place)?;
         Ok(stores)
     }
@@ -163,8 +167,10 @@ fn run(command: &mut Command) -> Result<String> {
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {shown}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().last().unwrap_or_default();
+    // What went wrong comes last; venv says it where others print what they have done.
+    let said = [&output.stdout[..], &output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let last = said.trim_end().lines().last().unwrap_or_default();
     ensure!(
         output.status.success(),
         "{shown}: {}: {last}",
@@ -228,4 +234,22 @@ fn find(directory: &Path, name: &str) -> Option<PathBuf> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_command_says_last_is_in_its_error_wherever_it_says_it() {
+        let scripts = [
+            "echo found; echo no venv; exit 1",
+            "echo found; echo no venv >&2; exit 1",
+        ];
+        for script in scripts {
+            let error = run(Command::new("sh").args(["-c", script])).expect_err("it failed");
+            let error = error.to_string();
+            assert!(error.ends_with("exit status: 1: no venv"), "{error}");
+        }
+    }
 }

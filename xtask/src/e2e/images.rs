@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::image::{Image, Layer, Settings};
 
@@ -36,6 +36,11 @@ impl Images {
     /// Assembles them.
     pub(super) fn assemble() -> Result<Self> {
         let busybox = busybox().context("there is no busybox; install busybox-static")?;
+        ensure!(
+            crate::image::shared_objects(&busybox)?.is_empty(),
+            "{} needs shared objects, which are not in the images; install busybox-static",
+            busybox.display()
+        );
         let program = std::fs::read(&busybox)
             .with_context(|| format!("cannot read {}", busybox.display()))?;
         let pause = Settings {

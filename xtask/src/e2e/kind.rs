@@ -12,8 +12,8 @@ use super::suite::{self, Target, Test};
 use super::{Options, client};
 use crate::interrupt::unless_interrupted;
 
-/// The cluster's name.
-const NAME: &str = "prefect-agent-e2e";
+/// What the cluster's name begins with; the process follows, so that it is nobody else's.
+const PREFIX: &str = "prefect-agent-e2e";
 /// The variable that tells `kind` which container engine to use. Without it, it takes docker wherever
 /// there is such a program, even where no engine answers it but podman's does.
 const PROVIDER: &str = "KIND_EXPERIMENTAL_PROVIDER";
@@ -39,13 +39,24 @@ fn engine() -> Option<&'static str> {
 }
 
 /// The commands for one cluster.
-struct Kind<'a> {
-    engine: &'a str,
-    kubeconfig: &'a Path,
-    archives: [&'a Path; 2],
+struct Kind {
+    name: String,
+    engine: &'static str,
+    kubeconfig: PathBuf,
+    archives: [PathBuf; 2],
 }
 
-impl Kind<'_> {
+impl Kind {
+    /// Those for a cluster of this name, with these files in a folder.
+    fn new(name: String, engine: &'static str, folder: &Path) -> Self {
+        Self {
+            name,
+            engine,
+            kubeconfig: folder.join("kubeconfig"),
+            archives: super::archives(folder),
+        }
+    }
+
     fn create(&self) -> Vec<String> {
         let mut command = self.kind("create cluster --wait 180s --kubeconfig");
         command.push(self.kubeconfig.display().to_string());
@@ -53,7 +64,7 @@ impl Kind<'_> {
     }
 
     fn load(&self) -> [Vec<String>; 2] {
-        self.archives.map(|archive| {
+        self.archives.each_ref().map(|archive| {
             let mut command = self.kind("load image-archive");
             command.push(archive.display().to_string());
             command
@@ -86,7 +97,7 @@ impl Kind<'_> {
     /// A command of two words, and what comes behind the cluster's name.
     fn kind(&self, command: &str) -> Vec<String> {
         let mut words = words(&format!("env {PROVIDER}={} kind {command}", self.engine));
-        words.splice(5..5, ["--name".to_owned(), NAME.to_owned()]);
+        words.splice(5..5, ["--name".to_owned(), self.name.clone()]);
         words
     }
 }
@@ -95,27 +106,25 @@ fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
 }
 
+/// Prints the commands that [`run`] runs around the tests.
+pub(super) fn dry_run() {
+    let folder = Path::new("images");
+    let kind = Kind::new(PREFIX.to_owned(), engine().unwrap_or("docker"), folder);
+    println!("cargo xtask e2e --save-images {}", folder.display());
+    for command in kind.commands() {
+        println!("{}", shown(&command));
+    }
+}
+
 /// Makes a cluster, runs the tests, deletes the cluster.
 pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let kubeconfig = folder.path().join("kubeconfig");
-    let [flow, own] = super::archives(folder.path());
-    let kind = Kind {
-        engine: engine().unwrap_or("docker"),
-        kubeconfig: &kubeconfig,
-        archives: [&flow, &own],
-    };
-    if options.dry_run {
-        for command in kind.commands() {
-            println!("{}", shown(&command));
-        }
-        return Ok(());
-    }
-    ensure!(
-        answers(),
-        "kind needs the program kind and a container engine that answers; try --cluster local"
-    );
+    let engine = engine().filter(|_| is_on_path("kind")).context(
+        "kind needs the program kind and a container engine that answers; try --cluster local",
+    )?;
     super::kubectl()?;
+    let folder = tempfile::tempdir()?;
+    let name = format!("{PREFIX}-{}", std::process::id());
+    let kind = Kind::new(name, engine, folder.path());
     let agent = crate::build_agent(options.profile())?;
     super::save_images(folder.path(), &agent)?;
     let outcome = unless_interrupted(test(options, &kind, agent, tests)).await;
@@ -131,7 +140,7 @@ pub(super) async fn run(options: &Options, tests: Vec<Test>) -> Result<()> {
     outcome.and(deleted.map(drop))
 }
 
-async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Test>) -> Result<()> {
+async fn test(options: &Options, kind: &Kind, agent: PathBuf, tests: Vec<Test>) -> Result<()> {
     execute(&kind.create())?;
     for command in kind.load() {
         execute(&command)?;
@@ -142,8 +151,8 @@ async fn test(options: &Options, kind: &Kind<'_>, agent: PathBuf, tests: Vec<Tes
             .context("the network kind has no IPv4 gateway; say --host")?,
     };
     let target = Target {
-        client: client(kind.kubeconfig).await?,
-        kubeconfig: kind.kubeconfig.to_owned(),
+        client: client(&kind.kubeconfig).await?,
+        kubeconfig: kind.kubeconfig.clone(),
         host,
         kubectl: super::kubectl()?,
         flow_image: images::FLOW.to_owned(),
@@ -193,19 +202,15 @@ mod tests {
 
     #[test]
     fn the_commands_are_those_of_kinds_documentation() {
-        let kind = Kind {
-            engine: "docker",
-            kubeconfig: Path::new("/tmp/kubeconfig"),
-            archives: [Path::new("/tmp/flow.tar"), Path::new("/tmp/agent.tar")],
-        };
+        let kind = Kind::new("e2e-7".to_owned(), "docker", Path::new("/tmp"));
         assert_eq!(
             kind.commands().map(|one| shown(&one)),
             [
-                "env KIND_EXPERIMENTAL_PROVIDER=docker kind create cluster --name prefect-agent-e2e --wait 180s --kubeconfig /tmp/kubeconfig",
-                "env KIND_EXPERIMENTAL_PROVIDER=docker kind load image-archive --name prefect-agent-e2e /tmp/flow.tar",
-                "env KIND_EXPERIMENTAL_PROVIDER=docker kind load image-archive --name prefect-agent-e2e /tmp/agent.tar",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind create cluster --name e2e-7 --wait 180s --kubeconfig /tmp/kubeconfig",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind load image-archive --name e2e-7 /tmp/flow.tar",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind load image-archive --name e2e-7 /tmp/agent.tar",
                 "docker network inspect kind --format '{{range .IPAM.Config}}{{.Gateway}} {{end}}'",
-                "env KIND_EXPERIMENTAL_PROVIDER=docker kind delete cluster --name prefect-agent-e2e --kubeconfig /tmp/kubeconfig",
+                "env KIND_EXPERIMENTAL_PROVIDER=docker kind delete cluster --name e2e-7 --kubeconfig /tmp/kubeconfig",
             ]
         );
     }

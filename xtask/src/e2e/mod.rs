@@ -24,7 +24,8 @@ use self::images::Images;
 pub(crate) use self::local::ControlPlane;
 pub(crate) use self::local::sandbox::{self, Sandbox};
 use self::suite::Target;
-use crate::interrupt::interrupted;
+use crate::image::Image;
+use crate::interrupt::{interrupted, unless_interrupted};
 
 /// The flags of the end-to-end tests.
 #[derive(clap::Args)]
@@ -32,7 +33,7 @@ use crate::interrupt::interrupted;
 Examples:
   cargo xtask e2e                            all tests, on kind or on a cluster of our own
   cargo xtask e2e --cluster local 'quota'    the tests whose name contains a text
-  cargo xtask e2e --cluster kind --dry-run   the commands that would be run
+  cargo xtask e2e --dry-run                  the commands that would be run with kind
   cargo xtask e2e --save-images images       what the nodes of a cluster of yours need for
   cargo xtask e2e --cluster current --host 10.0.0.5 --flow-image NAME:TAG --agent-image NAME:TAG")]
 pub(crate) struct Options {
@@ -44,13 +45,13 @@ pub(crate) struct Options {
     /// Test the release build instead of a debug build
     #[arg(long)]
     release: bool,
-    /// Leave the cluster up after the tests, until Ctrl-C
+    /// Leave the cluster up after the tests: local until Ctrl-C, kind until somebody deletes it
     #[arg(long)]
     keep: bool,
     /// Use the kubeconfig's context without asking
     #[arg(long)]
     yes: bool,
-    /// Print the commands for kind instead of running them
+    /// Print the commands for kind and run nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the names of the tests
@@ -118,8 +119,12 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         return inside(serde_json::from_slice(&text)?).await;
     }
     if let Some(folder) = &options.save_images {
-        let agent = crate::build_agent(crate::Profile::Debug)?;
+        let agent = crate::build_agent(options.profile())?;
         return save_images(folder, &agent);
+    }
+    if options.dry_run {
+        kind::dry_run();
+        return Ok(());
     }
     let kind = match options.cluster {
         Some(kind) => kind,
@@ -133,7 +138,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     }
     ensure!(!tests.is_empty(), "no test has such a name; see --list");
     match kind {
-        Place::Local => outside(options).await,
+        Place::Local => outside(options, &tests).await,
         Place::Kind => kind::run(&options, tests).await,
         Place::Current => current(&options, tests).await,
     }
@@ -157,45 +162,61 @@ fn archives(folder: &Path) -> [PathBuf; 2] {
 }
 
 /// Builds everything, then goes on inside namespaces of its own.
-async fn outside(options: Options) -> Result<()> {
+async fn outside(options: Options, tests: &[suite::Test]) -> Result<()> {
+    // What may be missing shows before the long builds.
     sandbox::check()?;
-    let kubernetes = kubernetes()?;
-    let agent = crate::build_agent(options.profile())?;
-    let logs = logs(&agent)?;
-    let sandbox = Sandbox::new()?;
     let images = Images::assemble()?;
-    let archive = |name: &str| sandbox.folder().join(name);
-    let (pause, flow) = (archive("pause.tar"), archive("flow.tar"));
-    let own = archive("agent.tar");
-    crate::image::save(&images.pause, &[images::PAUSE], &pause)?;
-    crate::image::save(&images.flow, &[images::FLOW, images::DEFAULT], &flow)?;
-    crate::image::save(&crate::image::agent(&agent)?, &[crate::image::NAME], &own)?;
-    // There is no way out of the namespaces.
+    let agent = crate::build_agent(options.profile())?;
     let stores = stores(&agent);
-    Stores::install(&stores)?;
-    let plan = Plan {
-        cluster: sandbox.cluster(),
-        logs: logs.clone(),
-        cgroup: sandbox.cgroup(),
-        kubernetes,
-        images: vec![pause, flow, own],
-        agent,
-        stores,
-        contract: crate::build_test("api")?,
-        filter: options.filter,
-        keep: options.keep,
+    if suite::need_stores(tests) {
+        // There is no way out of the namespaces.
+        Stores::install(&stores)?;
+    }
+    let kubernetes = kubernetes()?;
+    let contract = crate::build_test("api")?;
+    let logs = logs(&agent)?;
+    let all = async {
+        let sandbox = Sandbox::new()?;
+        let plan = Plan {
+            cluster: sandbox.cluster(),
+            logs: logs.clone(),
+            cgroup: sandbox.cgroup(),
+            kubernetes,
+            images: save_all(&images, &agent, sandbox.folder())?,
+            agent,
+            stores,
+            contract,
+            filter: options.filter,
+            keep: options.keep,
+        };
+        let file = sandbox.folder().join("plan.json");
+        std::fs::write(&file, serde_json::to_vec(&plan)?)?;
+        let file = file.to_str().context("a path that is no text")?;
+        let program = std::env::current_exe()?;
+        sandbox.run(&program, &["e2e", "--inside", file]).await
     };
-    let file = archive("plan.json");
-    std::fs::write(&file, serde_json::to_vec(&plan)?)?;
-    let file = file.to_str().context("a path that is no text")?;
-    let program = std::env::current_exe()?;
-    let status = sandbox.run(&program, &["e2e", "--inside", file]).await?;
+    let status = unless_interrupted(all).await?;
     ensure!(
         status.success(),
         "the tests failed; the logs of the cluster's programs are in {}",
         logs.display()
     );
     Ok(())
+}
+
+/// Writes the images of a local cluster into a folder; their archives.
+fn save_all(images: &Images, agent: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    let own = crate::image::agent(agent)?;
+    let images: [(&str, &Image, &[&str]); 3] = [
+        ("pause.tar", &images.pause, &[images::PAUSE]),
+        ("flow.tar", &images.flow, &[images::FLOW, images::DEFAULT]),
+        ("agent.tar", &own, &[crate::image::NAME]),
+    ];
+    let saved = images.map(|(file, image, names)| {
+        let path = folder.join(file);
+        crate::image::save(image, names, &path).map(|()| path)
+    });
+    saved.into_iter().collect()
 }
 
 /// The folder for the servers of templates: that of the tests of templates, too.

@@ -104,7 +104,14 @@ pub(crate) fn agent(binary: &Path) -> Result<Image> {
     }
     let mut program = Layer::default();
     program.file("/usr/bin/agent-cli", 0o755, content);
-    let commit = git(&["rev-parse", "HEAD"]);
+    let describe = [
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty",
+    ];
+    let commit = git(&describe);
     let labels = [
         ("title", "Prefect Kubernetes agent".to_owned()),
         (
@@ -170,7 +177,7 @@ fn for_this_machine(program: &[u8]) -> Result<()> {
 
 /// The shared objects that a program needs, by the paths at which its loader finds them; none for
 /// a static one.
-fn shared_objects(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn shared_objects(program: &Path) -> Result<Vec<PathBuf>> {
     let listed = Command::new("ldd")
         .arg(program)
         .env("LC_ALL", "C")

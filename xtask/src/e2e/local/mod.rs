@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use kube::api::Api;
+use serde_json::{Value, json};
 
 pub(crate) use self::bare::ControlPlane;
 use self::config::{Layout, NODE, NODE_NAME, SERVICE};
@@ -156,13 +157,24 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes etcd forget everything but the present.
+    /// Makes etcd forget everything but the present, which is newer than all that anybody has seen.
     pub(super) fn compact(&self) -> Result<()> {
-        let status: serde_json::Value = serde_json::from_str(&etcd("maintenance/status", "{}")?)?;
-        let revision = &status["header"]["revision"];
-        ensure!(!revision.is_null(), "etcd did not say its revision");
-        let wanted = serde_json::json!({"revision": revision, "physical": true});
-        etcd("kv/compaction", &wanted.to_string()).map(drop)
+        // "now", in the encoding of etcd's JSON.
+        const KEY: &str = "bm93";
+        let put: Value = serde_json::from_str(&etcd("kv/put", &json!({"key": KEY}))?)?;
+        let revision = put["header"]["revision"].as_str();
+        let revision = revision.context("etcd did not say its revision")?;
+        let revision: u64 = revision.parse()?;
+        etcd(
+            "kv/compaction",
+            &json!({"revision": revision, "physical": true}),
+        )?;
+        let knows = |revision| etcd("kv/range", &json!({"key": KEY, "revision": revision})).is_ok();
+        ensure!(
+            knows(revision) && !knows(revision - 1),
+            "etcd did not forget what was before {revision}"
+        );
+        Ok(())
     }
 }
 
@@ -224,10 +236,11 @@ async fn import(layout: &Layout, images: &[PathBuf], running: &mut [Process]) ->
 }
 
 /// Asks etcd over its JSON gateway.
-fn etcd(what: &str, request: &str) -> Result<String> {
+fn etcd(what: &str, request: &Value) -> Result<String> {
     let address = format!("{}/v3/{what}", config::ETCD);
     let mut command = Command::new("busybox");
-    command.args(["wget", "-q", "-O", "-", "--post-data", request, &address]);
+    command.args(["wget", "-q", "-O", "-", "--post-data"]);
+    command.arg(request.to_string()).arg(&address);
     output(&mut command)
 }
 

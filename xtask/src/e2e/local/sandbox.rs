@@ -1,6 +1,7 @@
 //! The namespaces that a local cluster lives in, and that nothing of it survives: networks,
 //! mounts and processes end with the first process, control groups and files are removed after it.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -20,9 +21,15 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("openssl", "openssl"),
     ("unshare", "util-linux"),
 ];
+/// Where programs of root's are, also when the PATH is that of somebody who uses sudo.
+const OF_ROOT: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// What the namespaces begin with.
 const SCRIPT: &str = include_str!("namespace.sh");
+/// What is hidden in them, because the cluster would write to it.
+const HIDDEN: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// What the kubelet wants for its pods in control groups of version 2, as far as the machine has it.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];
 /// What the names of folders and control groups begin with; the process follows.
 const PREFIX: &str = "prefect-agent-e2e-";
 /// How long the processes of a cluster may take to be gone after they were killed.
@@ -44,7 +51,7 @@ pub(crate) fn check() -> Result<()> {
     );
     let mut missing: Vec<&str> = PROGRAMS
         .iter()
-        .filter(|(program, _)| !is_on_path(program))
+        .filter(|(program, _)| !is_among(&path(), program))
         .map(|(_, package)| *package)
         .collect();
     if !Path::new(super::config::PLUGINS).join("bridge").exists() {
@@ -56,13 +63,46 @@ pub(crate) fn check() -> Result<()> {
         "a local cluster needs more programs: apt-get install {}",
         missing.join(" ")
     );
+    nothing_is_hidden()
+}
+
+/// An error when something that the cluster or the tests need is not seen in the namespaces.
+fn nothing_is_hidden() -> Result<()> {
+    let temporary = std::env::temp_dir();
+    for (path, elsewhere) in [
+        (std::env::current_exe()?, "set CARGO_TARGET_DIR"),
+        (super::super::binaries::cache()?, "set XDG_CACHE_HOME"),
+        (temporary.canonicalize().unwrap_or(temporary), "set TMPDIR"),
+        (env!("CARGO_MANIFEST_DIR").into(), "move the clone"),
+    ] {
+        ensure!(
+            !is_hidden(&path),
+            "{} is not seen in a local cluster, which hides {}; {elsewhere}",
+            path.display(),
+            HIDDEN.join(", ")
+        );
+    }
     Ok(())
+}
+
+fn is_hidden(path: &Path) -> bool {
+    HIDDEN.iter().any(|hidden| path.starts_with(hidden))
 }
 
 /// Whether a program can be run by its name.
 pub(crate) fn is_on_path(program: &str) -> bool {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths).any(|path| path.join(program).exists())
+    is_among(&std::env::var_os("PATH").unwrap_or_default(), program)
+}
+
+fn is_among(paths: &OsStr, program: &str) -> bool {
+    std::env::split_paths(paths).any(|path| path.join(program).exists())
+}
+
+/// The PATH inside the namespaces.
+fn path() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::env::split_paths(&path).chain(OF_ROOT.map(PathBuf::from));
+    std::env::join_paths(paths).unwrap_or(path.clone())
 }
 
 /// A folder and a control group for one cluster, named after this process.
@@ -70,16 +110,19 @@ pub(crate) struct Sandbox {
     name: String,
     folder: PathBuf,
     script: PathBuf,
+    /// The controllers that had to be enabled for it.
+    enabled: Vec<&'static str>,
 }
 
 impl Sandbox {
     /// Makes both, and removes those of processes that were killed.
     pub(crate) fn new() -> Result<Self> {
         remove_abandoned();
-        let sandbox = Self::of(&std::process::id().to_string());
+        let mut sandbox = Self::of(&std::process::id().to_string());
         std::fs::create_dir_all(sandbox.cluster())
             .with_context(|| format!("cannot create {}", sandbox.folder.display()))?;
         std::fs::write(&sandbox.script, SCRIPT)?;
+        sandbox.enabled = enable_controllers(Path::new(CGROUPS))?;
         sandbox.make_cgroups()?;
         Ok(sandbox)
     }
@@ -92,6 +135,7 @@ impl Sandbox {
             script: folder.join("namespace.sh"),
             folder,
             name,
+            enabled: Vec::new(),
         }
     }
 
@@ -120,9 +164,11 @@ impl Sandbox {
             .args(["/bin/sh"])
             .arg(&self.script)
             .arg(super::config::NODE_NAME)
+            .arg(HIDDEN.join(" "))
             .arg(self.cluster())
             .arg(program)
             .args(args)
+            .env("PATH", path())
             .kill_on_drop(true);
         let mut child = command.spawn().context("cannot make namespaces")?;
         let ended = unless_interrupted(async {
@@ -181,6 +227,10 @@ impl Drop for Sandbox {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        if !self.enabled.is_empty() {
+            // Where another cluster uses them by now, they stay.
+            let _ = switch(Path::new(CGROUPS), '-', &self.enabled);
+        }
         if std::fs::remove_dir_all(&self.folder).is_err() {
             left.push(self.folder.clone());
         }
@@ -192,7 +242,12 @@ impl Drop for Sandbox {
 
 /// Removes what is left of processes that had no time to do so.
 fn remove_abandoned() {
-    let folders = [std::env::temp_dir(), Path::new(CGROUPS).join("memory")];
+    let cgroups = Path::new(CGROUPS);
+    let folders = [
+        std::env::temp_dir(),
+        cgroups.to_owned(),
+        cgroups.join("memory"),
+    ];
     for entry in folders
         .iter()
         .flat_map(std::fs::read_dir)
@@ -207,6 +262,37 @@ fn remove_abandoned() {
     }
 }
 
+/// Enables what the kubelet wants for the groups in this one, of version 2; what was not enabled.
+fn enable_controllers(root: &Path) -> Result<Vec<&'static str>> {
+    let offered = root.join("cgroup.controllers");
+    if !offered.exists() {
+        return Ok(Vec::new());
+    }
+    let read = |path: &Path| {
+        let text = std::fs::read_to_string(path);
+        text.with_context(|| format!("cannot read {}", path.display()))
+    };
+    let offered = read(&offered)?;
+    let enabled = read(&root.join("cgroup.subtree_control"))?;
+    let is_in = |text: &str, name: &str| text.split_whitespace().any(|one| one == name);
+    let mut missing = CONTROLLERS.to_vec();
+    missing.retain(|name| is_in(&offered, name) && !is_in(&enabled, name));
+    if !missing.is_empty() {
+        switch(root, '+', &missing).with_context(|| {
+            let (names, root) = (missing.join(", "), root.display());
+            format!("cannot enable the controllers {names} for the control groups in {root}")
+        })?;
+    }
+    Ok(missing)
+}
+
+/// Enables (`+`) or disables (`-`) controllers for the groups in this one.
+fn switch(root: &Path, sign: char, controllers: &[&str]) -> std::io::Result<()> {
+    let words = controllers.iter().map(|name| format!("{sign}{name}"));
+    let words: Vec<String> = words.collect();
+    std::fs::write(root.join("cgroup.subtree_control"), words.join(" "))
+}
+
 /// Removes a control group and those in it, which have no processes any more.
 fn remove_cgroup(path: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(path)?.flatten() {
@@ -215,4 +301,38 @@ fn remove_cgroup(path: &Path) -> std::io::Result<()> {
         }
     }
     std::fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_below_a_hidden_folder_is_hidden() {
+        assert!(is_hidden(Path::new("/var/lib/jenkins/target/debug/xtask")));
+        assert!(!is_hidden(Path::new("/var/libraries/target/debug/xtask")));
+    }
+
+    #[test]
+    fn what_systemd_leaves_disabled_is_enabled_for_the_kubelet() {
+        let root = tempfile::tempdir().expect("a folder");
+        let root = root.path();
+        let write = |name: &str, text: &str| std::fs::write(root.join(name), text);
+        let enabled = || std::fs::read_to_string(root.join("cgroup.subtree_control"));
+        // Version 1 has nothing to enable.
+        assert!(enable_controllers(root).expect("done").is_empty());
+
+        write("cgroup.controllers", "cpuset cpu io memory hugetlb pids\n").expect("written");
+        write("cgroup.subtree_control", "cpu io memory pids\n").expect("written");
+        let added = enable_controllers(root).expect("enabled");
+        assert_eq!(added, ["cpuset", "hugetlb"]);
+        assert_eq!(enabled().expect("text"), "+cpuset +hugetlb");
+
+        // A machine without huge pages does not offer their controller.
+        let all = "cpuset cpu memory pids\n";
+        write("cgroup.controllers", all).expect("written");
+        write("cgroup.subtree_control", all).expect("written");
+        assert!(enable_controllers(root).expect("done").is_empty());
+        assert_eq!(enabled().expect("text"), all);
+    }
 }

@@ -30,7 +30,12 @@ pub(super) async fn a_container_sees_exactly_the_environment_that_render_promise
         "NUMBER": 3,
         "LIST": [1, {"a": null}],
     });
-    let mut run = world.seed(Flow::that("").with(json!({"env": env})));
+    let labelled = agent_testkit::FlowRunSeed::new()
+        .labels(["prod"])
+        .run_config(json!({
+            "type": "KubernetesRun", "image": world.target.flow_image, "env": env,
+        }));
+    let run = world.prefect.seed(labelled);
     let mut agent = world.agent(&[
         "--label",
         "prod",
@@ -39,14 +44,6 @@ pub(super) async fn a_container_sees_exactly_the_environment_that_render_promise
         "--keep-succeeded-jobs",
         "1h",
     ])?;
-    // The seeded run has no labels; an agent with labels does not see it.
-    world.prefect.remove(run);
-    let labelled = agent_testkit::FlowRunSeed::new()
-        .labels(["prod"])
-        .run_config(json!({
-            "type": "KubernetesRun", "image": world.target.flow_image, "env": env,
-        }));
-    run = world.prefect.seed(labelled);
     world.reaches(run, "Success").await?;
     let pod = world.pod(run, "Succeeded").await?;
     let log = world

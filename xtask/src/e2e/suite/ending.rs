@@ -73,13 +73,31 @@ pub(super) async fn a_job_that_kubernetes_deletes_after_its_end_was_told_in_full
     Ok(())
 }
 
+pub(super) async fn a_job_that_ends_well_and_goes_without_a_report_fails_its_run(
+    world: Arc<World>,
+) -> Result<()> {
+    let flow = Flow::that("")
+        .job(json!({"ttlSecondsAfterFinished": 0}))
+        .container(json!({"command": ["true"]}));
+    let run = world.seed(flow);
+    let mut agent = world.agent(&["--disable-job-deletion"])?;
+    let done = world.reaches(run, "Failed").await?;
+    let message = done.message().to_owned();
+    let said = "has ended and is gone, and its flow run never started";
+    ensure!(message.ends_with(said), "{message}");
+    agent.stop().await?;
+    let told = world.messages(run, "ERROR");
+    ensure!(told == [message.as_str()], "{message:?}, but {told:?}");
+    Ok(())
+}
+
 pub(super) async fn an_evicted_pod_is_told_and_replaced(world: Arc<World>) -> Result<()> {
     // The first pod waits to be evicted, the second has somewhere to find that out.
     let flow = Flow::that("sleep 3600")
         .job(json!({"backoffLimit": 3}))
         .pod(json!({"terminationGracePeriodSeconds": 1}));
     let run = world.seed(flow);
-    let _agent = world.agent(&[])?;
+    let mut agent = world.agent(&[])?;
     let first = world.pod(run, "Running").await?.name_any();
     world
         .api::<Pod>()
@@ -99,6 +117,9 @@ pub(super) async fn an_evicted_pod_is_told_and_replaced(world: Arc<World>) -> Re
         world.prefect.state(run).as_deref() == Some("Running"),
         "the run did not go on"
     );
+    agent.stop().await?;
+    let told = world.messages(run, "ERROR");
+    ensure!(told.len() == 1, "it was not told once but {told:?}");
     Ok(())
 }
 
@@ -113,7 +134,13 @@ pub(super) async fn a_deleted_pod_is_replaced_and_the_run_goes_on(world: Arc<Wor
     pods.delete(&first, &DeleteParams::default()).await?;
     world.reaches(run, "Success").await?;
     world.goes(run).await?;
-    agent.stop().await
+    agent.stop().await?;
+    let told = world.messages(run, "ERROR");
+    ensure!(
+        told.len() == 1 && told[0].starts_with(&format!("Pod {first} failed.\n")),
+        "the first pod was not told once but {told:?}"
+    );
+    Ok(())
 }
 
 pub(super) async fn a_deleted_job_fails_its_run(world: Arc<World>) -> Result<()> {

@@ -49,7 +49,11 @@ pub(super) async fn a_flow_that_is_killed_by_a_signal_is_told_so(world: Arc<Worl
     // A container's first process cannot be killed from within; the shell ends as its child did.
     let run = world.seed(Flow::that("sleep 60 & kill -SEGV $!; wait $!"));
     let mut agent = world.agent(&[])?;
-    fails(&world, run, &mut agent, &["Exit Code:: 139"]).await
+    let texts = [
+        "failed.\n\tContainer 'flow' state: terminated\n\t\tExit Code:: 139",
+        "\n\t\tReason: Error",
+    ];
+    fails(&world, run, &mut agent, &texts).await
 }
 
 pub(super) async fn a_flow_that_takes_too_much_memory_is_told_so(world: Arc<World>) -> Result<()> {

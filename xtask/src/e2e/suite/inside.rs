@@ -217,7 +217,7 @@ pub(super) async fn check_names_a_missing_namespace_service_account_and_api(
     let api = ["--api", "http://127.0.0.1:1"];
     let printed = check(&[here, api].concat()).await?;
     ensure!(
-        printed.contains("✗ ") && printed.contains("✓ dry run"),
+        printed.contains("✗ Prefect API") && printed.contains("✓ dry run"),
         "{printed}"
     );
     Ok(())

@@ -127,6 +127,7 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
         refused::a_job_that_the_api_server_finds_invalid_fails_the_run_at_once,
         ending::a_deadline_that_passes_fails_the_run,
         ending::a_job_that_kubernetes_deletes_after_its_end_was_told_in_full,
+        ending::a_job_that_ends_well_and_goes_without_a_report_fails_its_run,
         ending::an_evicted_pod_is_told_and_replaced,
         ending::a_deleted_pod_is_replaced_and_the_run_goes_on,
         ending::a_deleted_job_fails_its_run,
@@ -145,6 +146,11 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
     let wanted = |test: &Test| filter.is_none_or(|filter| test.title().contains(filter));
     let alone = alone.into_iter().filter(|_| local);
     together.chain(alone).filter(wanted).collect()
+}
+
+/// Whether one of these needs the servers of templates.
+pub(super) fn need_stores(tests: &[Test]) -> bool {
+    tests.iter().any(|test| test.module == "templates")
 }
 
 /// Prints what there is.
@@ -186,6 +192,7 @@ pub(super) async fn run(target: Arc<Target>, tests: Vec<Test>) -> Result<()> {
 /// Runs a test and says how it went, unless somebody stops this process meanwhile.
 async fn report(target: Arc<Target>, test: &Test) -> Option<bool> {
     let began = Instant::now();
+    let stopped = interrupted();
     let world = match World::new(target).await {
         Ok(world) => Arc::new(world),
         Err(error) => {
@@ -198,7 +205,7 @@ async fn report(target: Arc<Target>, test: &Test) -> Option<bool> {
     };
     let outcome = tokio::select! {
         outcome = outcome(test, world.clone()) => Some(outcome),
-        _ = interrupted() => None,
+        _ = stopped => None,
     };
     if let Some(outcome) = &outcome {
         tell(&world, test, outcome, began.elapsed()).await;
@@ -211,7 +218,11 @@ async fn report(target: Arc<Target>, test: &Test) -> Option<bool> {
 
 /// Runs a test to its end, or as long as it may take; one that has failed leaves the cluster running.
 async fn outcome(test: &Test, world: Arc<World>) -> Result<()> {
-    let run = AssertUnwindSafe((test.run)(world.clone())).catch_unwind();
+    let run = async {
+        world.begin().await?;
+        (test.run)(world.clone()).await
+    };
+    let run = AssertUnwindSafe(run).catch_unwind();
     let outcome = match tokio::time::timeout(TIMEOUT, run).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(anyhow!("it panicked")),

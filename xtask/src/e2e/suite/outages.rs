@@ -24,7 +24,7 @@ pub(super) async fn an_api_server_that_is_killed_and_comes_back_costs_no_run(
     world.reaches(under_way, "Running").await?;
     cluster.kill_api_server().await?;
     let meanwhile = world.seed(Flow::that("true"));
-    agent.prints("The watch over jobs broke off").await?;
+    agent.prints(&["The watch over jobs broke off"]).await?;
     cluster.start_api_server().await?;
     world.told(under_way, "ERROR", "Exit Code:: 4").await?;
     world.reaches(under_way, "Failed").await?;
@@ -60,6 +60,10 @@ pub(super) async fn changes_that_etcd_has_forgotten_are_found_by_listing_again(
     cluster.compact()?;
     cluster.start_api_server().await?;
     agent.signal("CONT").await?;
+    for watch in ["jobs", "pods"] {
+        let broken = format!("The watch over {watch} broke off");
+        agent.prints(&[&broken, "Expired"]).await?;
+    }
     world.told(bad, "ERROR", "Exit Code:: 3").await?;
     world.reaches(bad, "Failed").await?;
     let gone = world.reaches(deleted, "Failed").await?;

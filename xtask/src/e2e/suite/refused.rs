@@ -7,7 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{LimitRange, ResourceQuota};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, ResourceQuota};
 use kube::api::{Api, DeleteParams, PostParams};
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
@@ -39,6 +39,20 @@ async fn no_pod(world: &World, flow: Flow, text: &str) -> Result<()> {
     ensure!(warnings.len() == 1, "it was not told once but {warnings:?}");
     let errors = world.messages(run, "ERROR");
     ensure!(errors.len() == 1, "there is not one report but {errors:?}");
+    Ok(())
+}
+
+/// A run whose Job is not made: it fails with these words, which its log has as well, once.
+async fn no_job(world: &World, flow: Flow, args: &[&str], texts: &[&str]) -> Result<()> {
+    let run = world.seed(flow);
+    let mut agent = world.agent(args)?;
+    let message = world.reaches(run, "Failed").await?.message().to_owned();
+    for text in texts {
+        ensure!(message.contains(text), "no {text:?} in {message}");
+    }
+    agent.stop().await?;
+    let errors = world.messages_of("agent", run, "ERROR");
+    ensure!(errors == [message.as_str()], "{message:?}, but {errors:?}");
     Ok(())
 }
 
@@ -78,7 +92,7 @@ pub(super) async fn a_quota_on_jobs_holds_a_run_up_until_there_is_room(
     let mut agent = world.agent(&[])?;
     world.reaches(first, "Running").await?;
     let second = world.seed(Flow::that("true"));
-    agent.prints("exceeded quota: few").await?;
+    agent.prints(&["exceeded quota: few"]).await?;
     ensure!(
         world.prefect.state(second).as_deref() == Some("Submitted"),
         "the run is not held up"
@@ -98,11 +112,8 @@ pub(super) async fn a_quota_on_jobs_that_stays_exhausted_fails_the_run_after_the
     world: Arc<World>,
 ) -> Result<()> {
     quota(&world, "count/jobs.batch", "0").await?;
-    let run = world.seed(Flow::that(""));
-    let _agent = world.agent(&["--submit-retry-budget", "2s"])?;
-    let message = world.reaches(run, "Failed").await?.message().to_owned();
-    ensure!(message.contains("exceeded quota: few"), "{message}");
-    Ok(())
+    let args = ["--submit-retry-budget", "2s"];
+    no_job(&world, Flow::that(""), &args, &["exceeded quota: few"]).await
 }
 
 pub(super) async fn a_limit_range_that_refuses_the_pod_fails_the_run_after_its_grace(
@@ -130,13 +141,9 @@ pub(super) async fn a_policy_that_refuses_the_job_fails_the_run_at_once(
     world: Arc<World>,
 ) -> Result<()> {
     let refused = refusing(&world, "batch", "jobs", "Jobs need a cost centre").await?;
-    let run = world.seed(Flow::that(""));
-    let _agent = world.agent(&[])?;
-    let done = world.reaches(run, "Failed").await;
+    let outcome = no_job(&world, Flow::that(""), &[], &["Jobs need a cost centre"]).await;
     refused.lift().await?;
-    let message = done?.message().to_owned();
-    ensure!(message.contains("Jobs need a cost centre"), "{message}");
-    Ok(())
+    outcome
 }
 
 pub(super) async fn a_job_that_the_api_server_finds_invalid_fails_the_run_at_once(
@@ -145,14 +152,7 @@ pub(super) async fn a_job_that_the_api_server_finds_invalid_fails_the_run_at_onc
     let flow = Flow::that("").container(json!({"volumeMounts": [{
         "name": "nowhere", "mountPath": "/data",
     }]}));
-    let run = world.seed(flow);
-    let _agent = world.agent(&[])?;
-    let message = world.reaches(run, "Failed").await?.message().to_owned();
-    ensure!(
-        message.contains("volumeMounts[0].name") && message.contains("nowhere"),
-        "{message}"
-    );
-    Ok(())
+    no_job(&world, flow, &[], &["volumeMounts[0].name", "nowhere"]).await
 }
 
 /// A policy that refuses objects of one kind in one namespace.
@@ -179,12 +179,21 @@ async fn refusing(world: &World, group: &str, kind: &str, message: &str) -> Resu
         policies: Api::all(client.clone()),
         bindings: Api::all(client.clone()),
     };
+    // Neither is in the namespace, but both go when it is gone.
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let owner = namespaces.get(&refusal.name).await?;
+    let metadata = json!({
+        "name": refusal.name,
+        "ownerReferences": [{
+            "apiVersion": "v1", "kind": "Namespace", "name": refusal.name, "uid": owner.uid(),
+        }],
+    });
     let rule = json!({
         "apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"],
         "resources": [kind],
     });
     let policy = json!({
-        "metadata": {"name": refusal.name},
+        "metadata": metadata,
         "spec": {
             "failurePolicy": "Fail",
             "matchConstraints": {"resourceRules": [rule]},
@@ -192,7 +201,7 @@ async fn refusing(world: &World, group: &str, kind: &str, message: &str) -> Resu
         },
     });
     let binding = json!({
-        "metadata": {"name": refusal.name},
+        "metadata": metadata,
         "spec": {
             "policyName": refusal.name,
             "validationActions": ["Deny"],

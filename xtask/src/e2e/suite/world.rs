@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use agent_testkit::prefect::FlowRunSnapshot;
 use agent_testkit::{FlowRunSeed, PrefectApi};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use futures::future::join_all;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod, ServiceAccount};
@@ -38,13 +39,13 @@ pub(super) struct World {
 }
 
 impl World {
+    /// A Prefect API, and nothing in the cluster yet.
     pub(super) async fn new(target: Arc<Target>) -> Result<Self> {
         let id = Uuid::new_v4().simple().to_string();
         let namespace = format!("e2e-{}", id.get(..10).unwrap_or_default());
         let address = format!("{}:0", target.host).parse();
         let address = address.with_context(|| format!("{} is no address", target.host))?;
         let prefect = PrefectApi::builder().address(address).start().await?;
-        make_namespace(&target, &namespace, &namespace).await?;
         let world = Self {
             namespace,
             prefect,
@@ -56,13 +57,36 @@ impl World {
         Ok(world)
     }
 
+    /// Makes the test's namespace.
+    pub(super) async fn begin(&self) -> Result<()> {
+        self.make_namespace(&self.namespace).await
+    }
+
     /// Another namespace that goes with the test.
     pub(super) async fn another_namespace(&self, name: &str) -> Result<String> {
         let name = format!("{}-{name}", self.namespace);
-        make_namespace(&self.target, &name, &self.namespace).await?;
-        let mut others = self.others.lock().map_err(|_| anyhow!("a panic"))?;
-        others.push(name.clone());
+        // What may have been made is deleted, too.
+        let others = self.others.lock();
+        others.map_err(|_| anyhow!("a panic"))?.push(name.clone());
+        self.make_namespace(&name).await?;
         Ok(name)
+    }
+
+    /// Makes a namespace, which is known as one of the test, and waits until pods can be in it.
+    async fn make_namespace(&self, name: &str) -> Result<()> {
+        let made: Namespace = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"prefect-agent-e2e": self.namespace}},
+        }))?;
+        let client = &self.target.client;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        namespaces.create(&PostParams::default(), &made).await?;
+        // Pods are refused before their service account is there.
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
+        until("the default service account", || async {
+            accounts.get_opt("default").await.map_err(Into::into)
+        })
+        .await
+        .map(drop)
     }
 
     /// The test's namespaces.
@@ -208,8 +232,13 @@ impl World {
 
     /// What a run's log holds of the cluster, at a level.
     pub(super) fn messages(&self, run: Uuid, level: &str) -> Vec<String> {
+        self.messages_of("k8s-infra", run, level)
+    }
+
+    /// What a run's log holds of a logger, at a level.
+    pub(super) fn messages_of(&self, logger: &str, run: Uuid, level: &str) -> Vec<String> {
         let logs = self.prefect.logs(run).into_iter();
-        logs.filter(|log| log.name.as_deref() == Some("k8s-infra"))
+        logs.filter(|log| log.name.as_deref() == Some(logger))
             .filter(|log| log.level.as_deref() == Some(level))
             .filter_map(|log| log.message)
             .collect()
@@ -334,40 +363,28 @@ impl World {
     /// Removes what the test made in the cluster; waits for that only where others are to find
     /// nothing of it.
     pub(super) async fn clean_up(&self) -> Result<()> {
+        let names = self.namespaces();
+        // One that stays does not keep the others.
+        let removed = join_all(names.iter().map(|name| self.remove_namespace(name)));
+        removed.await.into_iter().collect()
+    }
+
+    async fn remove_namespace(&self, name: &str) -> Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.target.client.clone());
-        for name in self.namespaces() {
-            namespaces
-                .delete(&name, &DeleteParams::background())
-                .await?;
-        }
+        match namespaces.delete(name, &DeleteParams::background()).await {
+            // It was not made, as in a test that was stopped at once.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            deleted => deleted.with_context(|| format!("cannot delete the namespace {name}"))?,
+        };
         if self.target.local.is_some() {
             return Ok(());
         }
-        for name in self.namespaces() {
-            until("the end of the test's namespaces", || async {
-                let left = namespaces.get_opt(&name).await?;
-                Ok(left.is_none().then_some(()))
-            })
-            .await?;
-        }
-        Ok(())
+        until(&format!("the end of the namespace {name}"), || async {
+            let left = namespaces.get_opt(name).await?;
+            Ok(left.is_none().then_some(()))
+        })
+        .await
     }
-}
-
-/// Makes a namespace, which is known as one of a test, and waits until pods can be in it.
-async fn make_namespace(target: &Target, name: &str, test: &str) -> Result<()> {
-    let made: Namespace = serde_json::from_value(json!({
-        "metadata": {"name": name, "labels": {"prefect-agent-e2e": test}},
-    }))?;
-    let namespaces: Api<Namespace> = Api::all(target.client.clone());
-    namespaces.create(&PostParams::default(), &made).await?;
-    // Pods are refused before their service account is there.
-    let accounts: Api<ServiceAccount> = Api::namespaced(target.client.clone(), name);
-    until("the default service account", || async {
-        Ok(accounts.get_opt("default").await?)
-    })
-    .await?;
-    Ok(())
 }
 
 /// What a program printed, if it succeeded.
@@ -492,11 +509,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until its log contains a text.
-    pub(super) async fn prints(&self, text: &str) -> Result<()> {
-        until(&format!("{text:?} in the agent's log"), || async {
+    /// Waits until a line of its log contains these texts.
+    pub(super) async fn prints(&self, texts: &[&str]) -> Result<()> {
+        let what = format!("a line with {texts:?} in the agent's log");
+        until(&what, || async {
             let log = std::fs::read_to_string(&self.log)?;
-            Ok(log.contains(text).then_some(()))
+            let has_all = |line: &str| texts.iter().all(|text| line.contains(text));
+            Ok(log.lines().any(has_all).then_some(()))
         })
         .await
     }
