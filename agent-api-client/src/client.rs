@@ -56,6 +56,10 @@ pub struct ApiSettings {
     pub labels: Vec<String>,
     /// The agent config to register with.
     pub agent_config_id: Option<String>,
+    /// Where the Jobs of this agent are, in words that agents for other places do not use; it is noted in
+    /// each claim. The API takes agents with the same name and labels for one and the same, so without
+    /// it an agent takes up what such an agent elsewhere has claimed.
+    pub place: Option<String>,
     /// Certificates of those who may vouch for the API, in PEM; `None` are those that the system
     /// trusts, or the ones in `SSL_CERT_FILE`.
     pub ca: Option<Vec<u8>>,
@@ -81,6 +85,7 @@ impl ApiSettings {
             name: "agent".to_owned(),
             labels: Vec::new(),
             agent_config_id: None,
+            place: None,
             ca: None,
             identity: None,
             request_timeout: Duration::from_secs(15),
@@ -467,7 +472,7 @@ impl PrefectApi {
         Ok(rows)
     }
 
-    /// The runs that this agent has claimed before a time and that have not begun.
+    /// The runs that this agent has claimed before a time, for this place, and that have not begun.
     pub(crate) async fn claimed_ids(
         &self,
         agent: &str,
@@ -481,7 +486,9 @@ impl PrefectApi {
             })
         };
         let rows = self.pages(page, |answer| answer.flow_run).await?;
-        Ok(rows.into_iter().map(|row| row.id.0.into()).collect())
+        let place = self.settings.place.as_deref();
+        let here = rows.into_iter().filter(|row| row.claimed_for(place));
+        Ok(here.map(|row| row.id.0.into()).collect())
     }
 
     /// Those of these runs that this agent has claimed and that have not begun.

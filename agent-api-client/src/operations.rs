@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 
+use crate::state;
+
 #[cynic::schema("prefect")]
 #[allow(unreachable_pub, reason = "generated")]
 mod schema {}
@@ -184,13 +186,38 @@ pub(crate) struct ClaimedIds {
         limit: 1000,
         offset: $offset
     )]
-    pub(crate) flow_run: Vec<IdOfRun>,
+    pub(crate) flow_run: Vec<ClaimOfRun>,
+}
+
+/// The claims of a flow run: its own, or those of its task runs.
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "flow_run")]
+pub(crate) struct ClaimOfRun {
+    pub(crate) id: Uuid,
+    #[cynic(rename = "serialized_state")]
+    pub(crate) serialized_state: Option<Json>,
+    #[cynic(rename = "task_runs")]
+    #[arguments(where: { state: { _eq: "Submitted" } })]
+    pub(crate) task_runs: Vec<ClaimOfTask>,
 }
 
 #[derive(cynic::QueryFragment)]
-#[cynic(graphql_type = "flow_run")]
-pub(crate) struct IdOfRun {
-    pub(crate) id: Uuid,
+#[cynic(graphql_type = "task_run")]
+pub(crate) struct ClaimOfTask {
+    #[cynic(rename = "serialized_state")]
+    pub(crate) serialized_state: Option<Json>,
+}
+
+impl ClaimOfRun {
+    /// Whether one of the claims was made for this place.
+    pub(crate) fn claimed_for(&self, place: Option<&str>) -> bool {
+        let own = std::iter::once(&self.serialized_state);
+        let states = own.chain(self.task_runs.iter().map(|task| &task.serialized_state));
+        let claims = states.flatten().map(|json| &json.0);
+        claims
+            .filter(|state| state::kind(state) == "Submitted")
+            .any(|state| state::place(state) == place)
+    }
 }
 
 /// A flow run with those of its task runs that are Submitted.

@@ -241,7 +241,7 @@ mod tests {
     fn an_attempt_is_known_again_after_its_claim_and_differs_from_the_next() {
         let first = scheduled("2023-01-05T10:00:05+00:00");
         let ready = row(first.clone(), json!([]));
-        let claimed = row(state::submitted(&first, ""), json!([]));
+        let claimed = row(state::submitted(&first, "", None), json!([]));
         let next = row(scheduled("2023-01-05T10:20:05+00:00"), json!([]));
         assert_eq!(ready.attempt, claimed.attempt);
         assert_ne!(ready.attempt, next.attempt);
@@ -260,7 +260,7 @@ mod tests {
         let ready = row(running.clone(), task(&queued));
         let claimed = json!({
             "id": "r", "flow": {"id": "f"}, "serialized_state": running,
-            "task_runs": task(&state::submitted(&queued, "")),
+            "task_runs": task(&state::submitted(&queued, "", None)),
         });
         let claimed = serde_json::from_value::<FlowRunRow>(claimed).expect("a row");
         assert_eq!(ready.attempt, claimed.into_claimed_run().attempt);
@@ -290,7 +290,7 @@ mod tests {
             running.clone(),
             json!([{"id": "a", "serialized_state": retrying}]),
         );
-        let submitted = state::submitted(&retrying, "");
+        let submitted = state::submitted(&retrying, "", None);
         let claimed = json!({"id": "r", "flow": {"id": "f"}, "serialized_state": running,
             "task_runs": [{"id": "a", "serialized_state": submitted}]});
         let claimed = FlowRunRow::from_json(&claimed).expect("a row");
@@ -345,7 +345,7 @@ mod tests {
                 "task_runs": [{"id": "t", "serialized_state": tasks}]});
             let run = FlowRunRow::from_json(&likely).expect("a row").into_flow_run();
             proptest::prop_assert_eq!(run.id.as_str(), "r");
-            let _ = state::submitted(&state, "");
+            let _ = state::submitted(&state, "", None);
         }
     }
 }

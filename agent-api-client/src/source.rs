@@ -83,7 +83,7 @@ impl FlowRunSource for PrefectApi {
             }
         }
         for task in &token.tasks {
-            let submitted = state::submitted(&task.state, "Submitted for execution.");
+            let submitted = state::submitted(&task.state, "Submitted for execution.", self.place());
             let mut backoff = self.backoff();
             let until = Instant::now() + self.settings.retry_for;
             loop {
@@ -201,7 +201,7 @@ impl PrefectApi {
     /// Claims a scheduled run. When an answer is lost, the run is read back: it is ours if it is
     /// Submitted by this agent for the start time at hand.
     async fn claim_run(&self, run: &FlowRun, token: &Token) -> Result<Claim> {
-        let submitted = state::submitted(&token.state, "Submitted for execution");
+        let submitted = state::submitted(&token.state, "Submitted for execution", self.place());
         let mut backoff = self.backoff();
         let until = Instant::now() + self.settings.retry_for;
         let mut maybe_ours = false;
@@ -242,6 +242,10 @@ impl PrefectApi {
         }
     }
 
+    fn place(&self) -> Option<&str> {
+        self.settings.place.as_deref()
+    }
+
     /// What became of a claim; `None` when the run is still as it was before.
     async fn read_back(&self, run: &FlowRun, token: &Token) -> Result<Option<Claim>> {
         let rows = self.run_states(std::slice::from_ref(&run.id)).await?;
@@ -256,7 +260,10 @@ impl PrefectApi {
             .and_then(|json| state::wanted_time(&json.0));
         let same = run.due.is_none() || wanted == state::wanted_time(&token.state);
         let state = row.state();
-        let by_us = row.agent_id.as_ref().map(|id| id.0.as_str()) == self.transport.agent();
+        let claim = row.serialized_state.as_ref().map(|json| &json.0);
+        let here = claim.and_then(state::place) == self.place();
+        let by_us =
+            here && row.agent_id.as_ref().map(|id| id.0.as_str()) == self.transport.agent();
         Ok(match state.phase {
             Phase::Scheduled if same => None,
             Phase::Submitted if same && by_us => Some(Claim::Claimed),

@@ -75,9 +75,20 @@ pub(crate) fn wanted_time(state: &Value) -> Option<Timestamp> {
     first.and_then(time::parse).or_else(|| start_time(state))
 }
 
-/// Submitted around a state, as this client claims a run or a task run.
-pub(crate) fn submitted(state: &Value, message: &str) -> Value {
+/// The member of a claim's context that says for which place it was made.
+const PLACE: &str = "kubernetes";
+
+/// For which place a run or a task run was claimed, if its claim says so.
+pub(crate) fn place(state: &Value) -> Option<&str> {
+    state["context"][PLACE].as_str()
+}
+
+/// Submitted around a state, as this client claims a run or a task run for a place.
+pub(crate) fn submitted(state: &Value, message: &str, place: Option<&str>) -> Value {
     let mut submitted = common("Submitted", message);
+    if let Some(place) = place {
+        submitted.insert("context".to_owned(), json!({PLACE: place}));
+    }
     submitted.insert("state".to_owned(), rewritten(unwrapped(state)));
     Value::Object(submitted)
 }
@@ -180,7 +191,7 @@ mod tests {
 
     #[test]
     fn submitted_wraps_the_scheduled_state_read_and_written_again() {
-        let submitted = submitted(&scheduled(), "Submitted for execution");
+        let submitted = submitted(&scheduled(), "Submitted for execution", None);
         let expected = json!({"type": "Submitted", "message": "Submitted for execution", "__version__": "1.4.1",
             "context": {}, "cached_inputs": {}, "_result": {"type": "NoResultType", "__version__": "1.4.1"},
             "state": scheduled_again()});
@@ -190,15 +201,17 @@ mod tests {
     #[test]
     fn wrapping_removes_wrappers() {
         let queued = json!({"type": "Queued", "start_time": "2023-01-05T10:00:35+00:00", "state": scheduled()});
-        assert_eq!(submitted(&queued, "")["state"], scheduled_again());
+        assert_eq!(submitted(&queued, "", None)["state"], scheduled_again());
         let empty = json!({"type": "Queued", "state": null});
-        assert_eq!(submitted(&empty, "")["state"], Value::Null);
+        assert_eq!(submitted(&empty, "", None)["state"], Value::Null);
     }
 
     #[test]
     fn the_start_time_is_the_same_before_and_after_the_claim() {
         let before = scheduled();
-        let after = submitted(&before, "Submitted for execution");
+        let after = submitted(&before, "Submitted for execution", Some("flows in a-cluster"));
+        assert_eq!(place(&after), Some("flows in a-cluster"));
+        assert_eq!(place(&before), None);
         assert_eq!(start_time(&before), start_time(&after));
         assert!(start_time(&before).is_some());
         assert_eq!(start_time(&json!({"type": "Running"})), None);

@@ -22,7 +22,9 @@ pub async fn run(mut settings: Settings) -> Result<()> {
         tracing::warn!("{warning}");
     }
     let cluster = agent_k8s::connect().await.map_err(|error| anyhow!(error))?;
-    let api = PrefectApi::new(settings.api()?).map_err(|error| anyhow!(error))?;
+    let mut api = settings.api()?;
+    api.place = Some(format!("{} in {}", settings.namespace, cluster.id));
+    let api = PrefectApi::new(api).map_err(|error| anyhow!(error))?;
     let api = Arc::new(api);
     let registration = api.register().await?;
     settings.manifest.tenant_id = registration.tenant.clone();

@@ -128,7 +128,9 @@ pub trait FlowRunSource: Send + Sync + 'static {
     }
 
     /// Runs that this agent has claimed at least `age` ago and whose process has not reported:
-    /// among them are those that were claimed by a process which died before it made the job.
+    /// among them are those that were claimed by a process which died before it made the job. Not
+    /// among them are those whose jobs another agent makes in another place, out of sight of this one's
+    /// backend: they would be made here, too.
     ///
     /// # Errors
     /// Either kind.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use sha2::{Digest, Sha256};
 
 use crate::bounded::Bounded;
 use crate::counted::Counted;
@@ -23,6 +24,9 @@ pub struct Cluster {
     pub client: Client,
     /// The API server's address, for people.
     pub address: String,
+    /// Digits that are the same for everybody who uses this cluster, from inside or from outside, and
+    /// others for other clusters.
+    pub id: String,
     /// The API server's version, for instance `v1.33.1`.
     pub version: String,
 }
@@ -37,6 +41,7 @@ pub async fn connect() -> Result<Cluster, String> {
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
     let address = config.cluster_url.to_string();
+    let id = id(&config);
     let client = ClientBuilder::try_from(config)
         .map_err(|error| format!("cannot set up a client for the cluster at {address}: {error}"))?
         .with_layer(&Bounded)
@@ -61,8 +66,22 @@ pub async fn connect() -> Result<Cluster, String> {
     Ok(Cluster {
         client,
         address: address.trim_end_matches('/').to_owned(),
+        id,
         version,
     })
+}
+
+/// Tells a cluster by the authority that vouches for it, which is its own as a rule, and by the path,
+/// behind which a proxy may have many; by its address where anybody may vouch for it.
+fn id(config: &Config) -> String {
+    let mut hash = Sha256::new();
+    match &config.root_cert {
+        Some(certificates) => certificates.iter().for_each(|one| hash.update(one)),
+        None => hash.update(config.cluster_url.authority().map_or("", |it| it.as_str())),
+    }
+    hash.update(config.cluster_url.path().trim_end_matches('/'));
+    let digits = hash.finalize();
+    digits[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn config() -> Result<Config, String> {
@@ -79,4 +98,27 @@ async fn config() -> Result<Config, String> {
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(|error| format!("the kubeconfig cannot be used: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(url: &str, authority: Option<&[u8]>) -> String {
+        let mut config = Config::new(url.parse().expect("an address"));
+        config.root_cert = authority.map(|certificate| vec![certificate.to_vec()]);
+        id(&config)
+    }
+
+    #[test]
+    fn a_cluster_is_the_same_from_inside_and_outside_and_no_other_is() {
+        let outside = cluster("https://203.0.113.7:6443", Some(b"its own"));
+        assert_eq!(outside, cluster("https://10.96.0.1/", Some(b"its own")));
+        assert_ne!(outside, cluster("https://10.96.0.1", Some(b"another")));
+        let proxied = |path| cluster(&format!("https://proxy/k8s/{path}"), Some(b"the proxy's"));
+        assert_ne!(proxied("one"), proxied("two"));
+        let open = |host| cluster(&format!("http://{host}:8080"), None);
+        assert_eq!(open("a"), open("a"));
+        assert_ne!(open("a"), open("b"));
+    }
 }

@@ -77,6 +77,23 @@ async fn after_the_claim_the_next_agent_makes_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_the_claim_an_agent_of_the_same_name_for_another_namespace_makes_no_job() {
+    let world = World::new().await;
+    world.prefect.seed(FlowRunSeed::new());
+    let mut command = world.command();
+    command.env("PREFECT_AGENT_FAILPOINT", "after-claim");
+    Agent::spawn(&mut command).ended().await;
+    // It has looked for such runs by the time at which the one that was started after it has.
+    let elsewhere = world.start(&["--namespace", "flows"]);
+    elsewhere.prints("Waiting for flow runs").await;
+    let agent = world.start(&[]);
+    world.cluster(&agent, |api| api.creation_count() > 0).await;
+    let made = world.kubernetes.creations();
+    let namespaces: Vec<_> = made.iter().map(|job| job.namespace.as_str()).collect();
+    assert_eq!(namespaces, ["default"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_the_claim_of_a_retry_the_next_agent_makes_the_job() {
     let world = World::new().await;
     // The run was deployed by this agent before.
