@@ -6,8 +6,7 @@ use crate::args::{Level, LogFormat};
 
 /// What libraries log of errors that they also return, and that we tell in words: the AWS SDK's
 /// search for credentials, each failed request to the Kubernetes API, each end of a watch.
-const TOLD_ELSEWHERE: &str =
-    "aws_config=error,kube_client::client=error,kube_client::client::builder=off";
+const TOLD_ELSEWHERE: &str = "aws_config=error,kube_client::client=error,kube_client::client::builder=off,kube_runtime=error";
 
 /// Starts logging to standard output. `RUST_LOG`, when set, wins over the level.
 pub fn start(level: Level, format: LogFormat) {

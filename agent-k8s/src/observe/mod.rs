@@ -104,23 +104,44 @@ fn changes<K, V: Send + 'static>(
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    watch(api, config.page_size(PAGE))
-        .default_backoff()
-        .filter_map(move |change| {
-            let change = match change {
-                Ok(watcher::Event::Init) => Some(Change::Listing),
-                Ok(watcher::Event::InitDone) => Some(Change::Listed),
-                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                    view(&object).map(Change::Is)
-                }
-                Ok(watcher::Event::Delete(object)) => Some(Change::IsNot(object.name_any())),
-                Err(error) => Some(Change::Broken {
-                    forbidden: is_forbidden(&error),
-                    reason: explain(&error),
-                }),
-            };
-            std::future::ready(change)
-        })
+    patient(watch(api, config.page_size(PAGE))).filter_map(move |change| {
+        let change = match change {
+            Ok(watcher::Event::Init) => Some(Change::Listing),
+            Ok(watcher::Event::InitDone) => Some(Change::Listed),
+            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                view(&object).map(Change::Is)
+            }
+            Ok(watcher::Event::Delete(object)) => Some(Change::IsNot(object.name_any())),
+            Err(error) => Some(Change::Broken {
+                forbidden: is_forbidden(&error),
+                reason: explain(&error),
+            }),
+        };
+        std::future::ready(change)
+    })
+}
+
+/// A watch that pauses longer from failure to failure. That a listing begins is told with its first
+/// answer: by itself it would count as a success, after which the next failure is the first again.
+fn patient<K: Send>(
+    watch: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send {
+    let mut begins = None;
+    let answered = watch.flat_map(move |change| {
+        let before = match change {
+            Ok(watcher::Event::Init) => {
+                begins = Some(change);
+                return stream::iter([None, None]);
+            }
+            Ok(_) => begins.take(),
+            Err(_) => {
+                begins = None;
+                None
+            }
+        };
+        stream::iter([before, Some(change)])
+    });
+    answered.filter_map(std::future::ready).default_backoff()
 }
 
 /// Whether a watch cannot begin because this agent may not list, or not watch.
@@ -131,5 +152,33 @@ fn is_forbidden(error: &watcher::Error) -> bool {
             matches!(error, kube::Error::Api(status) if status.code == 403)
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_that_always_fails_is_tried_less_and_less_often() {
+        let began = tokio::time::Instant::now();
+        let fails = || watcher::Error::NoResourceVersion;
+        let tries = stream::iter(0..10)
+            .flat_map(|_| stream::iter([Ok(watcher::Event::<Event>::Init), Err(fails())]));
+        let end = stream::iter([Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)]);
+        let told: Vec<_> = patient(tries.chain(end)).collect().await;
+        // The first pauses alone, ten times, would be over within 16 s.
+        assert!(
+            began.elapsed() > Duration::from_secs(90),
+            "{:?}",
+            began.elapsed()
+        );
+        let begun = told
+            .iter()
+            .filter(|one| matches!(one, Ok(watcher::Event::Init)));
+        assert_eq!(begun.count(), 1, "a listing that fails has not begun");
+        assert!(matches!(told.last(), Some(Ok(watcher::Event::InitDone))));
     }
 }
