@@ -169,7 +169,7 @@ impl Lease {
                     state.seen = Some((object, Instant::now()));
                     return Ok(true);
                 }
-                Err(error) if !is_conflict(&error) => return Err(error),
+                Err(error) if !has_changed(&error) => return Err(error),
                 Err(_) => {}
             }
         }
@@ -188,7 +188,11 @@ impl Lease {
             };
             let new = self.ours(&new);
             let created = bounded(self.leases.create(&PostParams::default(), &new)).await;
-            return self.took(state, created);
+            return match created {
+                // The namespace, or the kind of object: nobody was faster.
+                Err(error) if is_missing(&error) => Err(error),
+                created => self.took(state, created),
+            };
         };
         let same = state
             .seen
@@ -210,7 +214,7 @@ impl Lease {
                 state.seen = Some((object, Instant::now()));
                 Ok(true)
             }
-            Err(error) if is_conflict(&error) => {
+            Err(error) if has_changed(&error) => {
                 state.seen = None;
                 Ok(false)
             }
@@ -270,8 +274,13 @@ fn is_final(code: u16) -> bool {
     (400..500).contains(&code) && !matches!(code, 401 | 408 | 409 | 429)
 }
 
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
+/// Whether a Lease is not any more what it was, or has been deleted.
+fn has_changed(error: &kube::Error) -> bool {
+    is_missing(error) || matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+fn is_missing(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
