@@ -31,6 +31,11 @@ impl LogLevel {
     }
 }
 
+impl LogEntry {
+    /// What an agent's entry about the job of a run begins with; the job's name follows.
+    pub const SUBMITTED: &str = "Submitted for execution: Job ";
+}
+
 /// One entry in the log of a flow run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LogEntry {

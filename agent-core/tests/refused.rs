@@ -45,6 +45,23 @@ async fn a_claim_that_is_refused_for_a_while_fails_no_run() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_that_takes_nothing_for_long_fails_no_run_when_it_takes_everything_again() {
+    // Whatever the agent is about at the end of that.
+    for seconds in (600..780).step_by(15) {
+        let (source, jobs, agent) = one();
+        let full = Error::Refused("the disk is full".to_owned());
+        refuse_claims(&source, Some(full.clone()));
+        refuse_failing(&source, Some(full));
+        sleep(Duration::from_secs(seconds)).await;
+        refuse_failing(&source, None);
+        refuse_claims(&source, None);
+        until("its job", || !jobs.created().is_empty()).await;
+        assert_eq!(source.run("run").failed, None, "after {seconds} s");
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_claim_that_stays_refused_fails_the_run_in_the_words_of_the_source() {
     let (source, _, agent) = one();
     refuse_claims(&source, Some(Error::Refused("no such state".to_owned())));

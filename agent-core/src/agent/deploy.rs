@@ -390,6 +390,8 @@ async fn fail(shared: &Shared, run: &FlowRun, message: &str) -> Result<bool> {
     let until = Instant::now() + FAILS;
     loop {
         let error = match shared.source.fail(&run.id, message).await {
+            // It refuses whatever is said of the run. Once it takes that, it may take the claim.
+            Err(error @ Error::Refused(_)) if !claimed => return Err(error),
             Err(error) if error.is_transient() && Instant::now() < until => error,
             done => return done.map(|()| true),
         };
@@ -414,7 +416,7 @@ async fn fail(shared: &Shared, run: &FlowRun, message: &str) -> Result<bool> {
 
 /// What a run's owner is told when its job is there.
 pub(super) fn submitted(shared: &Shared, run: &FlowRunId, job: &str) -> LogEntry {
-    let message = format!("Submitted for execution: Job {job}");
+    let message = format!("{}{job}", LogEntry::SUBMITTED);
     entry(shared, run, LogLevel::Info, message)
 }
 
