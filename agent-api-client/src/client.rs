@@ -369,16 +369,21 @@ impl PrefectApi {
         }
     }
 
-    /// Which of these entries are in the logs of their runs.
+    /// Which of these entries are in the logs of their runs; what an agent has submitted, under whatever
+    /// name: it is for all replicas to tell, and they may be called differently.
     pub(crate) async fn logged(&self, entries: &[LogEntry]) -> Result<Vec<bool>, ApiError> {
         let runs: BTreeSet<&str> = entries.iter().map(|one| one.flow_run_id.as_str()).collect();
         let names: BTreeSet<&str> = entries.iter().map(|one| one.name.as_str()).collect();
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let messages = entries.iter().map(|one| &one.message);
+        let messages = messages.filter(|text| text.starts_with(LogEntry::SUBMITTED));
+        let messages: Vec<String> = messages.cloned().collect();
         let mut logs: HashMap<String, Vec<Logged>> = HashMap::new();
         for chunk in runs.into_iter().collect::<Vec<_>>().chunks(LOGS) {
             let query = LoggedRuns::build(LogsOfRuns {
                 ids: Some(chunk.iter().map(|id| Uuid((*id).to_owned())).collect()),
                 names: Some(names.clone()),
+                messages: Some(messages.clone()),
             });
             let budget = self.settings.retry_for;
             let answer = self.transport.run("flow_run", query, budget).await?;
@@ -389,7 +394,9 @@ impl PrefectApi {
             let mut of_run = logs.get(entry.flow_run_id.as_str()).into_iter().flatten();
             of_run.any(|logged| {
                 let message = logged.message.as_deref().unwrap_or_default();
-                logged.name.as_deref() == Some(&entry.name) && message.starts_with(&entry.message)
+                let same = logged.name.as_deref() == Some(&entry.name);
+                (same || message.starts_with(LogEntry::SUBMITTED))
+                    && message.starts_with(&entry.message)
             })
         };
         Ok(entries.iter().map(is_there).collect())

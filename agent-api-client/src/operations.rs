@@ -290,6 +290,7 @@ pub(crate) struct EndedRun {
 pub(crate) struct LogsOfRuns {
     pub(crate) ids: Option<Vec<Uuid>>,
     pub(crate) names: Option<Vec<String>>,
+    pub(crate) messages: Option<Vec<String>>,
 }
 
 #[derive(cynic::QueryFragment)]
@@ -300,12 +301,12 @@ pub(crate) struct LoggedRuns {
     pub(crate) flow_run: Vec<LoggedRun>,
 }
 
-/// A flow run with what certain loggers have written to its log.
+/// A flow run with what certain loggers have written to its log, and certain messages of any logger.
 #[derive(cynic::QueryFragment)]
 #[cynic(graphql_type = "flow_run", variables = "LogsOfRuns")]
 pub(crate) struct LoggedRun {
     pub(crate) id: Uuid,
-    #[arguments(where: { name: { _in: $names } })]
+    #[arguments(where: { _or: [{ name: { _in: $names } }, { message: { _in: $messages } }] })]
     pub(crate) logs: Vec<Logged>,
 }
 

@@ -262,8 +262,7 @@ impl PrefectApi {
         let state = row.state();
         let claim = row.serialized_state.as_ref().map(|json| &json.0);
         let here = claim.and_then(state::place) == self.place();
-        let by_us =
-            here && row.agent_id.as_ref().map(|id| id.0.as_str()) == self.transport.agent();
+        let by_us = here && row.agent_id.as_ref().map(|id| id.0.as_str()) == self.transport.agent();
         Ok(match state.phase {
             Phase::Scheduled if same => None,
             Phase::Submitted if same && by_us => Some(Claim::Claimed),

@@ -209,7 +209,11 @@ mod tests {
     #[test]
     fn the_start_time_is_the_same_before_and_after_the_claim() {
         let before = scheduled();
-        let after = submitted(&before, "Submitted for execution", Some("flows in a-cluster"));
+        let after = submitted(
+            &before,
+            "Submitted for execution",
+            Some("flows in a-cluster"),
+        );
         assert_eq!(place(&after), Some("flows in a-cluster"));
         assert_eq!(place(&before), None);
         assert_eq!(start_time(&before), start_time(&after));

@@ -110,7 +110,9 @@ pub trait FlowRunSource: Send + Sync + 'static {
 
     /// Which of these entries are in the logs of their runs already, in the order of `entries`: for
     /// finding out what became of a writing whose answer was lost. An entry counts as there when a
-    /// logged message of the same logger begins with its message. By default none is taken to be.
+    /// logged message of the same logger begins with its message; that a job was
+    /// [submitted](LogEntry::SUBMITTED), whatever the agent is called that has told of it. By default none
+    /// is taken to be.
     ///
     /// # Errors
     /// Either kind.

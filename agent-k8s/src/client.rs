@@ -81,7 +81,10 @@ fn id(config: &Config) -> String {
     }
     hash.update(config.cluster_url.path().trim_end_matches('/'));
     let digits = hash.finalize();
-    digits[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    digits[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 async fn config() -> Result<Config, String> {

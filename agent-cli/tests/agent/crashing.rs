@@ -22,7 +22,7 @@ async fn dies_at(world: &World, point: &str, args: &[&str]) -> Agent {
 }
 
 /// The lines in a run's log that tell of its Job.
-fn submissions(world: &World, run: Uuid) -> usize {
+pub(crate) fn submissions(world: &World, run: Uuid) -> usize {
     let logs = world.prefect.logs(run).into_iter();
     let messages = logs.filter_map(|log| log.message);
     messages

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use agent_testkit::{Course, FlowRunSeed};
 use nix::sys::signal::Signal;
 
+use crate::crashing::submissions;
 use crate::supervising::retried;
-use crate::world::{Agent, Endpoint, World};
+use crate::world::{Agent, Endpoint, PATIENCE, World};
 
 /// Two replicas that both work, of which the first one supervises.
 async fn two(world: &World) -> [(Agent, Endpoint); 2] {
@@ -86,4 +87,40 @@ async fn without_permission_for_leases_one_replica_works_and_says_so() {
     let agent = world.start(&[]);
     world.told(run, "ERROR").await;
     agent.prints("Leases cannot be used").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_of_another_name_does_not_repeat_that_a_job_was_submitted() {
+    let world = World::with_course(Course::hangs()).await;
+    let run = world.prefect.seed(FlowRunSeed::new());
+    let first = world.start(&["--name", "first"]);
+    let told = |_: &_| submissions(&world, run) == 1;
+    let told = world.prefect.wait_until(PATIENCE, told).await;
+    assert!(told.is_ok(), "{}", first.output());
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.ended().await.0, Some(0));
+
+    let (second, endpoint) = world.start_with_endpoint(&["--name", "second"]);
+    endpoint
+        .is(&second, |health| {
+            supervises(health) && health["in_flight"] == 1
+        })
+        .await;
+    // What it would tell later it tells at its end.
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.ended().await.0, Some(0));
+    assert_eq!(submissions(&world, run), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_somebody_deletes_is_made_again() {
+    let world = World::new().await;
+    let (agent, endpoint) = world.start_with_endpoint(&["--lease-duration", "2s"]);
+    endpoint.is(&agent, supervises).await;
+    let lease = format!("prefect-agent-{}", world.prefect.tenant_id());
+    assert!(world.kubernetes.remove("leases", "default", &lease));
+    world.cluster(&agent, |api| api.count("leases") == 1).await;
+    endpoint.is(&agent, supervises).await;
+    let output = agent.output();
+    assert!(!output.contains("Leases cannot be used"), "{output}");
 }

@@ -108,6 +108,10 @@ pub(crate) fn log_matches(filter: &LogFilter, log: &LogRow) -> bool {
         && text_fits(filter.level.as_ref(), log.level.as_deref())
         && text_fits(filter.message.as_ref(), log.message.as_deref())
         && time_fits(filter.timestamp.as_ref(), Some(&log.timestamp))
+        && filter
+            .any
+            .as_ref()
+            .is_none_or(|any| any.iter().any(|one| log_matches(one, log)))
 }
 
 /// Whether `task` matches.

@@ -148,6 +148,8 @@ pub(crate) struct TaskRunFilter {
 #[derive(InputObject, Clone, Debug, Default)]
 #[graphql(name = "log_bool_exp", rename_fields = "snake_case")]
 pub(crate) struct LogFilter {
+    #[graphql(name = "_or")]
+    pub(crate) any: Option<Vec<LogFilter>>,
     pub(crate) name: Option<StringComparison>,
     pub(crate) level: Option<StringComparison>,
     pub(crate) message: Option<StringComparison>,
