@@ -94,8 +94,9 @@ impl Replicas {
             let status = tokio::time::timeout(END, child.wait())
                 .await
                 .context("a replica did not end")??;
-            let killed = status.signal() == Some(Signal::SIGKILL as i32);
-            if !killed && !matches!(status.code(), Some(0 | 1)) {
+            // SIGTERM ends one that has just been started, before it waits for signals.
+            let signals = [Signal::SIGKILL, Signal::SIGTERM].map(|signal| Some(signal as i32));
+            if !signals.contains(&status.signal()) && !matches!(status.code(), Some(0 | 1)) {
                 self.crashed(n, status);
             }
         }

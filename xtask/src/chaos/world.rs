@@ -17,6 +17,10 @@ use uuid::Uuid;
 use super::plan::{Blow, Kind, Plan};
 use super::replica::Replicas;
 
+/// How long a run has been Submitted that is scheduled again: the server's service waits for ten
+/// minutes; here it is so long that no request which belongs to the claim is under way any more.
+const LAZARUS: Duration = Duration::from_secs(6);
+
 /// What was seen of the pods of runs.
 #[derive(Default)]
 pub(super) struct Pods {
@@ -166,7 +170,7 @@ impl World {
                 "watches expired".to_owned()
             }
             Kind::Lazarus => {
-                let again = self.prefect.lazarus_after(Duration::from_secs(1));
+                let again = self.prefect.lazarus_after(LAZARUS);
                 let what = format!("{} runs scheduled again", again.len());
                 lock(&self.rescheduled).extend(again);
                 what
