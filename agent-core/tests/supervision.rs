@@ -64,8 +64,12 @@ async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
             let number: usize = id.as_str().parse().expect("a number");
             let fails = number.is_multiple_of(3);
             assert_eq!(run.failed.is_some(), fails, "seed {seed}: run {id}");
-            let reports = run.logs.iter().filter(|log| log.level == LogLevel::Error);
-            assert_eq!(reports.count(), usize::from(fails), "seed {seed}: run {id}");
+            let reports = run.errors();
+            assert_eq!(
+                reports.len(),
+                usize::from(fails),
+                "seed {seed}: {reports:?}"
+            );
         }
     }
 }
@@ -90,9 +94,7 @@ async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
     source.write_logs(&[words]).await.expect("no faults");
     until("the end of the job", || cluster.is_empty()).await;
     agent.stop().await;
-    let logs = source.run("3").logs;
-    let reports = logs.iter().filter(|log| log.level == LogLevel::Error);
-    assert_eq!(reports.count(), 1);
+    assert_eq!(source.errors("3").len(), 1);
 }
 
 /// The job of a run that was ended goes after the grace, also when there is something else to look
@@ -215,9 +217,7 @@ async fn logs_that_cannot_be_written_hold_up_nothing_and_are_told_afterwards() {
     source.logs_away.store(false, Ordering::SeqCst);
     until("the end of every job", || cluster.is_empty()).await;
     for id in &ids {
-        let logs = source.run(id).logs;
-        let reports = logs.iter().filter(|log| log.level == LogLevel::Error);
-        assert_eq!(reports.count(), 1, "{id}");
+        assert_eq!(source.errors(id).len(), 1, "{id}");
     }
     agent.stop().await;
 }
@@ -236,4 +236,53 @@ async fn a_job_that_goes_during_an_outage_fails_its_run_afterwards() {
     source.faults.lock().expect("no panics").before = 0;
     until("the end of the run", || source.run("134").failed.is_some()).await;
     agent.stop().await;
+}
+
+/// Somebody ends a run and then deletes its job, which would have gone on for a while.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_goes_after_the_end_of_its_run_is_no_news() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("134", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    source.update("134", |run| run.phase = Phase::Finished);
+    cluster.remove_all();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(source.errors("134"), [""; 0]);
+    agent.stop().await;
+}
+
+/// The log is away when a job goes, and for long after its run was failed for that; whoever has
+/// failed the run lives to tell of it, or dies.
+#[tokio::test(start_paused = true)]
+async fn what_a_run_was_failed_for_is_told_however_late_and_by_whomever() {
+    let what = ["job-134/0 was deleted", "job-1/0 has ended and is gone"];
+    for (id, told) in ["134", "1"].into_iter().zip(what) {
+        for dies in [false, true] {
+            let source = Memory::new(0);
+            let cluster = Cluster::new(&source);
+            cluster.silent.store(true, Ordering::SeqCst);
+            source.terse.store(!dies, Ordering::SeqCst);
+            source.seed(id, Some(source.clock.now()));
+            let mut replicas = vec![Running::start(cluster.agent(1))];
+            sleep(Duration::from_millis(300)).await;
+            replicas.push(Running::start(cluster.agent(2)));
+            sleep(Duration::from_millis(300)).await;
+            source.logs_away.store(true, Ordering::SeqCst);
+            cluster.remove_all();
+            until("the end of the run", || source.run(id).failed.is_some()).await;
+            if dies {
+                replicas.remove(0).kill();
+            }
+            sleep(Duration::from_secs(120)).await;
+            source.logs_away.store(false, Ordering::SeqCst);
+            until("the report", || !source.errors(id).is_empty()).await;
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!(source.errors(id), [told], "dies: {dies}");
+            for replica in replicas {
+                replica.stop().await;
+            }
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Jobs in memory that run and end, seen and supervised by several replicas of an agent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub struct Cluster {
     pub news: Mutex<Option<Duration>>,
     /// Every job that is at work is seen not to start, and whether that is so.
     pub stuck: Mutex<Option<bool>>,
+    /// Flows report nothing.
+    pub silent: AtomicBool,
 }
 
 /// The cluster as one replica sees it.
@@ -53,6 +56,7 @@ impl Cluster {
             lease: Mutex::default(),
             news: Mutex::default(),
             stuck: Mutex::default(),
+            silent: AtomicBool::new(false),
         })
     }
 
@@ -118,7 +122,8 @@ impl Cluster {
             let ended = job.ends <= now;
             let run = runs.get_mut(&job.run).expect("known");
             let is_its_job = *name == format!("job-{}/{}", job.run, run.scheduled);
-            if is_its_job && matches!(run.phase, Phase::Submitted | Phase::Running) {
+            let reports = is_its_job && !self.silent.load(Ordering::SeqCst);
+            if reports && matches!(run.phase, Phase::Submitted | Phase::Running) {
                 run.phase = match ended && !job.fails {
                     true => Phase::Finished,
                     false => Phase::Running,
@@ -145,13 +150,7 @@ impl Cluster {
                 findings.push(finding);
             }
             if state == JobState::Failed {
-                let entry = LogEntry {
-                    flow_run_id: job.run.clone(),
-                    name: "k8s-infra".to_owned(),
-                    message: format!("Pod of {name} failed"),
-                    level: LogLevel::Error,
-                    timestamp: None,
-                };
+                let entry = error(&job.run, format!("Pod of {name} failed"));
                 let mut pod = Finding::new("p", vec![entry]);
                 pod.told = told("p");
                 let mut failure = Finding::new("job", Vec::new());
@@ -184,6 +183,33 @@ impl Replica {
             change(&mut job.notes);
         }
     }
+}
+
+fn error(run: &FlowRunId, message: String) -> LogEntry {
+    LogEntry {
+        flow_run_id: run.clone(),
+        name: "k8s-infra".to_owned(),
+        message,
+        level: LogLevel::Error,
+        timestamp: None,
+    }
+}
+
+/// What there is to tell of a job that has gone, by how it was seen last.
+fn of_gone(last: &Observation) -> Vec<Finding> {
+    let message = match last.state {
+        JobState::Active => format!("{} was deleted", last.job),
+        JobState::Succeeded => format!("{} has ended and is gone", last.job),
+        _ => return Vec::new(),
+    };
+    let entry = error(&last.flow_run_id, message.clone());
+    let finding = Finding {
+        failure: Some(message),
+        unreported: last.state == JobState::Succeeded,
+        unfinished: last.state == JobState::Active,
+        ..Finding::new("gone", vec![entry])
+    };
+    vec![finding]
 }
 
 fn lost(fault: bool) -> Result<()> {
@@ -275,12 +301,7 @@ impl JobBackend for Replica {
                     .collect();
                 for job in gone {
                     let mut last = seen.known.remove(&job).expect("it was known");
-                    last.findings.clear();
-                    if last.state == JobState::Active {
-                        let mut gone = Finding::new("gone", Vec::new());
-                        gone.failure = Some(format!("{job} was deleted"));
-                        last.findings.push(gone);
-                    }
+                    last.findings = of_gone(&last);
                     last.state = JobState::Gone;
                     seen.waiting.push_back(Sighting::Job(last));
                 }

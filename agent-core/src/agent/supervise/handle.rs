@@ -97,7 +97,7 @@ impl Supervisor {
         if let Some(pause) = self.in_doubt(&seen, &mut due, &mut job.own, &state).await? {
             return Ok(Some(pause));
         }
-        let failed = self.fail(&seen, &due, &state).await?;
+        let failed = self.fail(&seen, &due, &mut job.own, &state).await?;
         if let Some(pause) = self.tell(&seen, &due, &mut job.own, teller).await? {
             return Ok(Some(pause));
         }
@@ -132,7 +132,11 @@ impl Supervisor {
         }
         let only = state.phase == Phase::Submitted && !self.table.has_another(seen);
         let awaited = only && self.is_awaited(seen).await?;
-        due.retain(|finding| awaited || !finding.unreported);
+        if !has_failed_by(due, own, state) {
+            let ended = state.is_finished();
+            due.retain(|finding| awaited || !finding.unreported);
+            due.retain(|finding| !(ended && finding.unfinished));
+        }
         if only && !awaited && fails(due) {
             // Its new job is made by another replica just now; if none comes, this one was kept.
             let since = *own.superseded.get_or_insert_with(Instant::now);
@@ -236,7 +240,13 @@ impl Supervisor {
 
     /// Fails the run if a finding says so; first the consequence, which is harmless to repeat, then
     /// the words, which are not.
-    async fn fail(&self, seen: &Observation, due: &[&Finding], state: &State) -> Result<bool> {
+    async fn fail(
+        &self,
+        seen: &Observation,
+        due: &[&Finding],
+        own: &mut Own,
+        state: &State,
+    ) -> Result<bool> {
         let Some(message) = due.iter().find_map(|finding| finding.failure.as_ref()) else {
             return Ok(false);
         };
@@ -253,6 +263,7 @@ impl Supervisor {
         let failing = || self.shared.source.fail(run, message);
         self.insistently(&format!("Cannot fail flow run {run}"), failing)
             .await?;
+        own.failed = true;
         failpoint::reached("after-fail");
         metrics::counter!("prefect_agent_runs_failed_total", "by" => "supervision").increment(1);
         Ok(true)
@@ -315,6 +326,13 @@ impl Supervisor {
         let passed = now.duration_since(seen.ended_at.unwrap_or(now));
         keep.saturating_sub(Duration::try_from(passed).unwrap_or_default())
     }
+}
+
+/// Whether a run has ended by being failed for one of these findings, by this process or by one that
+/// died before it told of it.
+fn has_failed_by(due: &[&Finding], own: &Own, state: &State) -> bool {
+    let says = |finding: &&Finding| finding.failure.is_some() && finding.failure == state.message;
+    state.is_finished() && (own.failed || due.iter().any(says))
 }
 
 /// A time so much later; where time does not go that far, one at which to look again.
