@@ -11,6 +11,7 @@ use support::{Faults, Memory, Running, until};
 use tokio::time::sleep;
 
 const RUNS: usize = 40;
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Whatever breaks and whoever dies, every run ends as its job did, each failed job is reported
 /// once, and every job is deleted. Each seed is another interleaving.
@@ -163,6 +164,33 @@ async fn what_is_not_so_any_more_fails_no_run() {
         until("a job", || !cluster.is_empty()).await;
         until("the end of the job", || cluster.is_empty()).await;
         assert_eq!(source.run("134").failed.as_deref(), failed);
+        agent.stop().await;
+    }
+}
+
+/// Somebody may want to look at the pod.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_cannot_start_is_kept_if_jobs_are() {
+    for restarts in [false, true] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        *cluster.stuck.lock().expect("no panics") = Some(true);
+        *cluster.lasts.lock().expect("no panics") = Some(HOUR);
+        source.seed("1", Some(source.clock.now()));
+        let start = || Running::start(cluster.agent(1).delete_finished_jobs(false));
+        let mut agent = start();
+        until("the end of the run", || source.run("1").failed.is_some()).await;
+        if restarts {
+            sleep(Duration::from_secs(10)).await;
+            agent.stop().await;
+            agent = start();
+        }
+        sleep(HOUR / 2).await;
+        assert!(!cluster.is_empty());
+        // At last its image is there; the run has ended all the same.
+        *cluster.stuck.lock().expect("no panics") = None;
+        sleep(Duration::from_secs(60)).await;
+        assert!(cluster.is_empty());
         agent.stop().await;
     }
 }

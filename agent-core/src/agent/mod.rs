@@ -276,8 +276,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Whether jobs are deleted when they have ended and everything about them was told.
-    /// Default: they are.
+    /// Whether jobs are deleted when they have ended, or cannot start, and everything about them was
+    /// told. Default: they are.
     #[must_use]
     pub fn delete_finished_jobs(mut self, delete: bool) -> Self {
         self.options.delete_finished = delete;

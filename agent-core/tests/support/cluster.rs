@@ -37,6 +37,8 @@ pub struct Cluster {
     pub news: Mutex<Option<Duration>>,
     /// Every job that is at work is seen not to start, and whether that is so.
     pub stuck: Mutex<Option<bool>>,
+    /// How long each job lasts, if not up to five seconds.
+    pub lasts: Mutex<Option<Duration>>,
     /// Flows report nothing.
     pub silent: AtomicBool,
 }
@@ -56,6 +58,7 @@ impl Cluster {
             lease: Mutex::default(),
             news: Mutex::default(),
             stuck: Mutex::default(),
+            lasts: Mutex::default(),
             silent: AtomicBool::new(false),
         })
     }
@@ -147,6 +150,7 @@ impl Cluster {
                 let mut finding = Finding::new("w", Vec::new());
                 finding.failure = Some(format!("{name} cannot start"));
                 finding.deletes = true;
+                finding.told = told("w");
                 findings.push(finding);
             }
             if state == JobState::Failed {
@@ -232,10 +236,12 @@ impl JobBackend for Replica {
             if created {
                 *times += 1;
                 let number: u64 = run.id.as_str().parse().expect("a number");
+                let lasts = *self.cluster.lasts.lock().expect("no panics");
+                let lasts = lasts.unwrap_or(Duration::from_millis(number * 37 % 5_000));
                 let made = MemoryJob {
                     run: run.id.clone(),
                     made: Instant::now(),
-                    ends: Instant::now() + Duration::from_millis(number * 37 % 5_000),
+                    ends: Instant::now() + lasts,
                     fails: number.is_multiple_of(3),
                     notes: BTreeMap::new(),
                 };

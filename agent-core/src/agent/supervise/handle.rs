@@ -216,7 +216,7 @@ impl Supervisor {
     /// enough.
     fn ended_without(&self, job: &Job) -> Option<Finding> {
         let ended = job.run_ended.as_ref()?;
-        if job.seen.state != JobState::Active {
+        if job.seen.state != JobState::Active || self.is_kept(job) {
             return None;
         }
         let due = later(ended.since, self.shared.options.cancel_grace);
@@ -236,6 +236,18 @@ impl Supervisor {
             timestamp: None,
         };
         Some(Finding::new(ENDED_WITHOUT, vec![entry]))
+    }
+
+    /// Whether a job is kept that would be deleted for what was found: it is there to be looked at.
+    fn is_kept(&self, job: &Job) -> bool {
+        let now = Instant::now();
+        let mut ends = job.seen.findings.iter().filter(|finding| finding.deletes);
+        let found = ends.any(|finding| {
+            finding.told
+                || job.own.handled.contains(&finding.key)
+                || finding.not_before.is_none_or(|at| at <= now)
+        });
+        found && !self.shared.options.delete_finished
     }
 
     /// Fails the run if a finding says so; first the consequence, which is harmless to repeat, then
