@@ -5,7 +5,8 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agent_core::{FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
+use agent_core::{Error, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
+use jiff::SignedDuration;
 use support::cluster::Cluster;
 use support::{Faults, Memory, Running, until};
 use tokio::time::sleep;
@@ -164,6 +165,35 @@ async fn what_is_not_so_any_more_fails_no_run() {
         until("a job", || !cluster.is_empty()).await;
         until("the end of the job", || cluster.is_empty()).await;
         assert_eq!(source.run("134").failed.as_deref(), failed);
+        agent.stop().await;
+    }
+}
+
+/// Its job cannot start, which takes long to be seen once more, or the source takes long to be told.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_scheduled_again_while_it_is_about_to_be_failed_stays_so() {
+    for slow_look in [false, true] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        source.seed("134", Some(source.clock.now()));
+        let agent = Running::start(cluster.agent(1));
+        until("a job", || !cluster.is_empty()).await;
+        match slow_look {
+            true => *cluster.look_takes.lock().expect("no panics") = Duration::from_secs(3),
+            false => {
+                let away = Error::transient("away");
+                *source.refuse_failing.lock().expect("no panics") = Some(away);
+            }
+        }
+        *cluster.stuck.lock().expect("no panics") = Some(true);
+        sleep(Duration::from_secs(2)).await;
+        source.update("134", |run| {
+            run.phase = Phase::Scheduled;
+            run.due = Some(source.clock.now() + SignedDuration::from_hours(1));
+        });
+        *source.refuse_failing.lock().expect("no panics") = None;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(source.run("134").failed, None, "slow look: {slow_look}");
         agent.stop().await;
     }
 }

@@ -37,6 +37,8 @@ pub struct Cluster {
     pub news: Mutex<Option<Duration>>,
     /// Every job that is at work is seen not to start, and whether that is so.
     pub stuck: Mutex<Option<bool>>,
+    /// How long it takes to look at a job again.
+    pub look_takes: Mutex<Duration>,
     /// How long each job lasts, if not up to five seconds.
     pub lasts: Mutex<Option<Duration>>,
     /// Flows report nothing.
@@ -58,6 +60,7 @@ impl Cluster {
             lease: Mutex::default(),
             news: Mutex::default(),
             stuck: Mutex::default(),
+            look_takes: Mutex::default(),
             lasts: Mutex::default(),
             silent: AtomicBool::new(false),
         })
@@ -273,6 +276,8 @@ impl JobBackend for Replica {
 
     async fn stands(&self, _job: &str, _key: &str) -> Result<bool> {
         lost(self.fault().await.0)?;
+        let takes = *self.cluster.look_takes.lock().expect("no panics");
+        sleep(takes).await;
         let stuck = *self.cluster.stuck.lock().expect("no panics");
         Ok(stuck != Some(false))
     }
