@@ -123,6 +123,25 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_job_of_an_ended_run_stays_with_a_grace_that_never_ends() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    *cluster.lasts.lock().expect("no panics") = Some(HOUR * 2);
+    source.seed("1", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1).cancel_grace(Duration::MAX));
+    until("a job", || !cluster.is_empty()).await;
+    source.update("1", |run| run.phase = Phase::Finished);
+    sleep(HOUR).await;
+    // Something else to look at.
+    *cluster.news.lock().expect("no panics") = Some(Duration::ZERO);
+    sleep(HOUR / 2).await;
+    assert!(!cluster.is_empty());
+    let watches = cluster.watches.load(Ordering::SeqCst);
+    assert_eq!(watches, 1, "the supervision has not failed");
+    agent.stop().await;
+}
+
 /// The one replica that leads has not seen to a job that failed; its run is started again, and the
 /// other replica claims it and takes its time to make the new job.
 #[tokio::test(start_paused = true)]

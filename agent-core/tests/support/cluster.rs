@@ -1,7 +1,7 @@
 //! Jobs in memory that run and end, seen and supervised by several replicas of an agent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub struct Cluster {
     pub look_takes: Mutex<Duration>,
     /// How long each job lasts, if not up to five seconds.
     pub lasts: Mutex<Option<Duration>>,
+    /// How often a replica began to watch.
+    pub watches: AtomicUsize,
     /// Flows report nothing.
     pub silent: AtomicBool,
 }
@@ -62,6 +64,7 @@ impl Cluster {
             stuck: Mutex::default(),
             look_takes: Mutex::default(),
             lasts: Mutex::default(),
+            watches: AtomicUsize::new(0),
             silent: AtomicBool::new(false),
         })
     }
@@ -289,6 +292,7 @@ impl JobBackend for Replica {
             waiting: VecDeque<Sighting>,
             complete: bool,
         }
+        self.cluster.watches.fetch_add(1, Ordering::SeqCst);
         let seen = Seen {
             cluster: self.cluster.clone(),
             known: HashMap::new(),

@@ -27,9 +27,11 @@ pub(super) async fn look(supervisor: &Supervisor) -> Infallible {
         match ended(supervisor, since).await {
             Ok(ended) => {
                 since = now;
-                let at = Instant::now() + grace;
+                let at = Instant::now().checked_add(grace);
                 for job in supervisor.table.runs_ended(&ended) {
-                    supervisor.table.look_again(&job, at);
+                    if let Some(at) = at {
+                        supervisor.table.look_again(&job, at);
+                    }
                 }
             }
             Err(error) => {

@@ -227,7 +227,8 @@ impl Supervisor {
         if job.seen.state != JobState::Active || self.is_kept(job) {
             return None;
         }
-        let due = later(ended.since, self.shared.options.cancel_grace);
+        // A grace that goes beyond the end of time never ends.
+        let due = ended.since.checked_add(self.shared.options.cancel_grace)?;
         if due > Instant::now() {
             // This look may be one that was asked for earlier, in place of the one for then.
             self.table.look_again(&job.seen.job, due);
