@@ -104,11 +104,13 @@ async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
 #[tokio::test(start_paused = true)]
 async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
     const GRACE: Duration = Duration::from_secs(1);
-    for pause in (0..1_500).step_by(50) {
+    // Its end is noticed within two seconds.
+    const LATEST: Duration = Duration::from_millis(3_500);
+    for pause in (0..3_500).step_by(50) {
         let source = Memory::new(0);
         let cluster = Cluster::new(&source);
         *cluster.news.lock().expect("no panics") = Some(Duration::from_millis(pause));
-        // Its job would go on for almost five seconds.
+        *cluster.lasts.lock().expect("no panics") = Some(HOUR);
         source.seed("134", Some(source.clock.now()));
         let agent = Running::start(cluster.agent(1).cancel_grace(GRACE));
         until("a job", || !cluster.is_empty()).await;
@@ -118,9 +120,20 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
         }
         until("the end of the job", || cluster.is_empty()).await;
         let took = source.clock.elapsed() - began;
-        assert!(took >= GRACE && took < GRACE * 3, "{pause} ms: {took:?}");
+        assert!(took >= GRACE && took < LATEST, "{pause} ms: {took:?}");
         agent.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_grace_the_source_is_not_asked_all_the_time() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    let agent = Running::start(cluster.agent(1).cancel_grace(Duration::ZERO));
+    sleep(Duration::from_secs(60)).await;
+    let asked = source.ends_asked.load(Ordering::SeqCst);
+    assert!((2..=31).contains(&asked), "{asked}");
+    agent.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

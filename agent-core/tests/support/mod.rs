@@ -109,6 +109,8 @@ pub struct Memory {
     /// What is answered to claims, and to failing runs.
     pub refuse_claims: Mutex<Option<Error>>,
     pub refuse_failing: Mutex<Option<Error>>,
+    /// Questions for the runs that have ended.
+    pub ends_asked: AtomicUsize,
     /// The source keeps every run in its queue.
     pub keeps_queued: AtomicBool,
     /// A run that is read again has ended just before.
@@ -131,6 +133,7 @@ impl Memory {
             terse: AtomicBool::new(false),
             refuse_claims: Mutex::default(),
             refuse_failing: Mutex::default(),
+            ends_asked: AtomicUsize::new(0),
             keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
@@ -344,6 +347,7 @@ impl FlowRunSource for Memory {
 
     async fn ended_since(&self, _since: Timestamp) -> Result<HashMap<FlowRunId, State>> {
         let runs = self.runs();
+        self.ends_asked.fetch_add(1, Ordering::SeqCst);
         let ended = runs.iter().filter(|(_, run)| run.phase == Phase::Finished);
         Ok(ended.map(|(id, run)| (id.clone(), run.state())).collect())
     }
