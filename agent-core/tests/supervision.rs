@@ -289,27 +289,34 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
     }
 }
 
-/// Everything works but the writing of logs.
+/// Everything works but the writing of logs, or of what was told.
 #[tokio::test(start_paused = true)]
-async fn logs_that_cannot_be_written_hold_up_nothing_and_are_told_afterwards() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    let ids: Vec<String> = (1..=100).map(|n| (3 * n).to_string()).collect();
-    for id in &ids {
-        source.seed(id, Some(source.clock.now()));
+async fn what_cannot_be_told_or_noted_holds_up_nothing_and_is_told_afterwards() {
+    for logs in [true, false] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        let ids: Vec<String> = (1..=200).map(|n| (3 * n).to_string()).collect();
+        for id in &ids {
+            source.seed(id, Some(source.clock.now()));
+        }
+        let away = match logs {
+            true => &source.logs_away,
+            false => &cluster.notes_away,
+        };
+        away.store(true, Ordering::SeqCst);
+        let agent = Running::start(cluster.agent(1));
+        let all_failed = || source.runs().values().all(|run| run.failed.is_some());
+        until("the end of every run", all_failed).await;
+        let took = source.clock.elapsed();
+        assert!(took < Duration::from_secs(60), "logs: {logs}: {took:?}");
+        assert!(!cluster.is_empty(), "their jobs are kept until it is told");
+        away.store(false, Ordering::SeqCst);
+        until("the end of every job", || cluster.is_empty()).await;
+        for id in &ids {
+            assert_eq!(source.errors(id).len(), 1, "{id}");
+        }
+        agent.stop().await;
     }
-    source.logs_away.store(true, Ordering::SeqCst);
-    let agent = Running::start(cluster.agent(1));
-    let all_failed = || source.runs().values().all(|run| run.failed.is_some());
-    until("the end of every run", all_failed).await;
-    assert!(source.clock.elapsed() < Duration::from_secs(60));
-    assert!(!cluster.is_empty(), "their jobs are kept until it is told");
-    source.logs_away.store(false, Ordering::SeqCst);
-    until("the end of every job", || cluster.is_empty()).await;
-    for id in &ids {
-        assert_eq!(source.errors(id).len(), 1, "{id}");
-    }
-    agent.stop().await;
 }
 
 /// While the source is away, a job is deleted by hand.

@@ -43,6 +43,8 @@ pub struct Cluster {
     pub lasts: Mutex<Option<Duration>>,
     /// How often a replica began to watch.
     pub watches: AtomicUsize,
+    /// Nothing can be noted with a job.
+    pub notes_away: AtomicBool,
     /// Flows report nothing.
     pub silent: AtomicBool,
 }
@@ -65,6 +67,7 @@ impl Cluster {
             look_takes: Mutex::default(),
             lasts: Mutex::default(),
             watches: AtomicUsize::new(0),
+            notes_away: AtomicBool::new(false),
             silent: AtomicBool::new(false),
         })
     }
@@ -364,7 +367,7 @@ impl JobBackend for Replica {
         take_over: bool,
     ) -> Result<Vec<Turn>> {
         let (before, after) = self.fault().await;
-        lost(before)?;
+        lost(before || self.cluster.notes_away.load(Ordering::SeqCst))?;
         let mut turns = vec![Turn::Ours; keys.len()];
         self.note(job, |notes| {
             for (turn, key) in turns.iter_mut().zip(keys) {
