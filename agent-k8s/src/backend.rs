@@ -32,6 +32,9 @@ const RUNS: usize = 100;
 const FORGET: Duration = Duration::from_secs(600);
 /// How often something is noted on a Job that others change at the same time.
 const NOTES: u32 = 10;
+/// Jobs that are remembered from one noting to the next: more than are told of at the same time. Whose
+/// noting never ended is among them, so that they are all forgotten when there are more.
+const NOTED: usize = 300;
 /// How many names are tried when somebody else's Job has the name of ours.
 const SALTS: u32 = 8;
 
@@ -179,7 +182,11 @@ impl KubernetesBackend {
             let patched = self.jobs.patch_metadata(job, &parameters, &patch);
             match tokio::time::timeout(REQUEST, patched).await {
                 Ok(Ok(patched)) => {
-                    self.noted().insert(job.to_owned(), patched);
+                    let mut noted = self.noted();
+                    if noted.len() >= NOTED {
+                        noted.clear();
+                    }
+                    noted.insert(job.to_owned(), patched);
                     return Ok(Some(done));
                 }
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
@@ -409,6 +416,17 @@ mod tests {
 
     fn status(code: u16) -> Value {
         json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "so"})
+    }
+
+    #[tokio::test]
+    async fn tellings_that_never_end_fill_no_memory() {
+        let backend = answered(200, json!({"metadata": {"name": "job"}}));
+        for n in 0..NOTED * 2 {
+            let (job, keys) = (format!("job-{n}"), ["p1".to_owned()]);
+            let turns = backend.begin_telling(&job, &keys, "teller", false).await;
+            assert_eq!(turns, Ok(vec![Turn::Ours]));
+            assert!((1..=NOTED).contains(&backend.noted().len()));
+        }
     }
 
     #[tokio::test]
