@@ -550,17 +550,33 @@ impl<R> Pages<R> {
 impl RunState {
     /// The state as the agent sees it.
     pub(crate) fn state(&self) -> State {
-        let serialized = self
-            .serialized_state
-            .as_ref()
-            .map(|json| state::kind(&json.0));
-        state::state(self.state.as_deref().or(serialized).unwrap_or_default())
+        let serialized = self.serialized_state.as_ref().map(|json| &json.0);
+        let kind = serialized.map(state::kind);
+        State {
+            message: serialized.and_then(state::message).map(str::to_owned),
+            ..state::state(self.state.as_deref().or(kind).unwrap_or_default())
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_comes_with_what_it_says_for_people() {
+        let message = "Kubernetes Error: no such image";
+        let failed = RunState {
+            id: Uuid("run".to_owned()),
+            state: Some("Failed".to_owned()),
+            version: None,
+            agent_id: None,
+            serialized_state: Some(Json(state::failed(message))),
+        };
+        let read = failed.state();
+        assert_eq!(read.message.as_deref(), Some(message));
+        assert!(read.is_finished());
+    }
 
     #[test]
     fn all_pages_are_read_however_short_the_server_cuts_them() {

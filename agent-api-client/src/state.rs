@@ -41,6 +41,7 @@ pub(crate) fn state(name: &str) -> State {
     State {
         name: name.to_owned(),
         phase: phase(name),
+        message: None,
     }
 }
 
@@ -60,6 +61,11 @@ fn unwrapped(mut state: &Value) -> &Value {
         state = &state["state"];
     }
     state
+}
+
+/// What a serialized state says for people, if anything.
+pub(crate) fn message(state: &Value) -> Option<&str> {
+    state["message"].as_str()
 }
 
 /// The time for which a state is scheduled: its own, or that of the state it wraps.

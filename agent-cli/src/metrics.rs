@@ -57,7 +57,7 @@ const fn metric(
 }
 
 /// Every metric of the agent.
-pub const METRICS: [Metric; 20] = [
+pub const METRICS: [Metric; 22] = [
     metric(
         "prefect_agent_build_info",
         Kind::Gauge,
@@ -123,6 +123,18 @@ pub const METRICS: [Metric; 20] = [
         Kind::Gauge,
         "`state`: `active`, `succeeded`, `failed`",
         "Jobs of flow runs in the namespace, of whatever agent",
+    ),
+    metric(
+        "prefect_agent_in_flight",
+        Kind::Gauge,
+        "",
+        "Unfinished Jobs of agents with the labels of this one, and those about to be created",
+    ),
+    metric(
+        "prefect_agent_max_in_flight",
+        Kind::Gauge,
+        "",
+        "How many of these there may be (`--max-in-flight`); missing without a limit",
     ),
     metric(
         "prefect_agent_runs_failed_total",

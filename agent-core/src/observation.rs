@@ -79,8 +79,11 @@ pub struct Finding {
     /// Whether the job is of no more use and is deleted. Asked for
     /// [once more](crate::JobBackend::stands) before that.
     pub deletes: bool,
-    /// Whether it counts only as long as the run's process has not reported.
+    /// Whether it counts only as long as the run's process has not reported, or when the run has
+    /// failed by it.
     pub unreported: bool,
+    /// Whether it counts only as long as the run has not ended, or when the run has failed by it.
+    pub unfinished: bool,
     /// Whether it was [told](crate::JobBackend::told) already.
     pub told: bool,
     /// It counts only when it still stands at this time.
@@ -99,6 +102,7 @@ impl Finding {
             failure: None,
             deletes: false,
             unreported: false,
+            unfinished: false,
             told: false,
             not_before: None,
             output_of: Vec::new(),

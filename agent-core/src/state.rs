@@ -25,6 +25,8 @@ pub struct State {
     pub name: String,
     /// What it means for the agent.
     pub phase: Phase,
+    /// What the source keeps with the state for people, such as why the run failed.
+    pub message: Option<String>,
 }
 
 impl State {

@@ -5,12 +5,14 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agent_core::{FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
+use agent_core::{Error, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
+use jiff::SignedDuration;
 use support::cluster::Cluster;
 use support::{Faults, Memory, Running, until};
 use tokio::time::sleep;
 
 const RUNS: usize = 40;
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Whatever breaks and whoever dies, every run ends as its job did, each failed job is reported
 /// once, and every job is deleted. Each seed is another interleaving.
@@ -64,8 +66,12 @@ async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
             let number: usize = id.as_str().parse().expect("a number");
             let fails = number.is_multiple_of(3);
             assert_eq!(run.failed.is_some(), fails, "seed {seed}: run {id}");
-            let reports = run.logs.iter().filter(|log| log.level == LogLevel::Error);
-            assert_eq!(reports.count(), usize::from(fails), "seed {seed}: run {id}");
+            let reports = run.errors();
+            assert_eq!(
+                reports.len(),
+                usize::from(fails),
+                "seed {seed}: {reports:?}"
+            );
         }
     }
 }
@@ -90,9 +96,7 @@ async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
     source.write_logs(&[words]).await.expect("no faults");
     until("the end of the job", || cluster.is_empty()).await;
     agent.stop().await;
-    let logs = source.run("3").logs;
-    let reports = logs.iter().filter(|log| log.level == LogLevel::Error);
-    assert_eq!(reports.count(), 1);
+    assert_eq!(source.errors("3").len(), 1);
 }
 
 /// The job of a run that was ended goes after the grace, also when there is something else to look
@@ -100,11 +104,13 @@ async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
 #[tokio::test(start_paused = true)]
 async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
     const GRACE: Duration = Duration::from_secs(1);
-    for pause in (0..1_500).step_by(50) {
+    // Its end is noticed within two seconds.
+    const LATEST: Duration = Duration::from_millis(3_500);
+    for pause in (0..3_500).step_by(50) {
         let source = Memory::new(0);
         let cluster = Cluster::new(&source);
         *cluster.news.lock().expect("no panics") = Some(Duration::from_millis(pause));
-        // Its job would go on for almost five seconds.
+        *cluster.lasts.lock().expect("no panics") = Some(HOUR);
         source.seed("134", Some(source.clock.now()));
         let agent = Running::start(cluster.agent(1).cancel_grace(GRACE));
         until("a job", || !cluster.is_empty()).await;
@@ -114,9 +120,39 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
         }
         until("the end of the job", || cluster.is_empty()).await;
         let took = source.clock.elapsed() - began;
-        assert!(took >= GRACE && took < GRACE * 3, "{pause} ms: {took:?}");
+        assert!(took >= GRACE && took < LATEST, "{pause} ms: {took:?}");
         agent.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_grace_the_source_is_not_asked_all_the_time() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    let agent = Running::start(cluster.agent(1).cancel_grace(Duration::ZERO));
+    sleep(Duration::from_secs(60)).await;
+    let asked = source.ends_asked.load(Ordering::SeqCst);
+    assert!((2..=31).contains(&asked), "{asked}");
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_job_of_an_ended_run_stays_with_a_grace_that_never_ends() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    *cluster.lasts.lock().expect("no panics") = Some(HOUR * 2);
+    source.seed("1", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1).cancel_grace(Duration::MAX));
+    until("a job", || !cluster.is_empty()).await;
+    source.update("1", |run| run.phase = Phase::Finished);
+    sleep(HOUR).await;
+    // Something else to look at.
+    *cluster.news.lock().expect("no panics") = Some(Duration::ZERO);
+    sleep(HOUR / 2).await;
+    assert!(!cluster.is_empty());
+    let watches = cluster.watches.load(Ordering::SeqCst);
+    assert_eq!(watches, 1, "the supervision has not failed");
+    agent.stop().await;
 }
 
 /// The one replica that leads has not seen to a job that failed; its run is started again, and the
@@ -165,6 +201,62 @@ async fn what_is_not_so_any_more_fails_no_run() {
     }
 }
 
+/// Its job cannot start, which takes long to be seen once more, or the source takes long to be told.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_scheduled_again_while_it_is_about_to_be_failed_stays_so() {
+    for slow_look in [false, true] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        source.seed("134", Some(source.clock.now()));
+        let agent = Running::start(cluster.agent(1));
+        until("a job", || !cluster.is_empty()).await;
+        match slow_look {
+            true => *cluster.look_takes.lock().expect("no panics") = Duration::from_secs(3),
+            false => {
+                let away = Error::transient("away");
+                *source.refuse_failing.lock().expect("no panics") = Some(away);
+            }
+        }
+        *cluster.stuck.lock().expect("no panics") = Some(true);
+        sleep(Duration::from_secs(2)).await;
+        source.update("134", |run| {
+            run.phase = Phase::Scheduled;
+            run.due = Some(source.clock.now() + SignedDuration::from_hours(1));
+        });
+        *source.refuse_failing.lock().expect("no panics") = None;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(source.run("134").failed, None, "slow look: {slow_look}");
+        agent.stop().await;
+    }
+}
+
+/// Somebody may want to look at the pod.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_cannot_start_is_kept_if_jobs_are() {
+    for restarts in [false, true] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        *cluster.stuck.lock().expect("no panics") = Some(true);
+        *cluster.lasts.lock().expect("no panics") = Some(HOUR);
+        source.seed("1", Some(source.clock.now()));
+        let start = || Running::start(cluster.agent(1).delete_finished_jobs(false));
+        let mut agent = start();
+        until("the end of the run", || source.run("1").failed.is_some()).await;
+        if restarts {
+            sleep(Duration::from_secs(10)).await;
+            agent.stop().await;
+            agent = start();
+        }
+        sleep(HOUR / 2).await;
+        assert!(!cluster.is_empty());
+        // At last its image is there; the run has ended all the same.
+        *cluster.stuck.lock().expect("no panics") = None;
+        sleep(Duration::from_secs(60)).await;
+        assert!(cluster.is_empty());
+        agent.stop().await;
+    }
+}
+
 /// A process that dies after it has made a job has told of it or not; the flow starts at once.
 #[tokio::test(start_paused = true)]
 async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
@@ -197,29 +289,34 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
     }
 }
 
-/// Everything works but the writing of logs.
+/// Everything works but the writing of logs, or of what was told.
 #[tokio::test(start_paused = true)]
-async fn logs_that_cannot_be_written_hold_up_nothing_and_are_told_afterwards() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    let ids: Vec<String> = (1..=100).map(|n| (3 * n).to_string()).collect();
-    for id in &ids {
-        source.seed(id, Some(source.clock.now()));
+async fn what_cannot_be_told_or_noted_holds_up_nothing_and_is_told_afterwards() {
+    for logs in [true, false] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        let ids: Vec<String> = (1..=200).map(|n| (3 * n).to_string()).collect();
+        for id in &ids {
+            source.seed(id, Some(source.clock.now()));
+        }
+        let away = match logs {
+            true => &source.logs_away,
+            false => &cluster.notes_away,
+        };
+        away.store(true, Ordering::SeqCst);
+        let agent = Running::start(cluster.agent(1));
+        let all_failed = || source.runs().values().all(|run| run.failed.is_some());
+        until("the end of every run", all_failed).await;
+        let took = source.clock.elapsed();
+        assert!(took < Duration::from_secs(60), "logs: {logs}: {took:?}");
+        assert!(!cluster.is_empty(), "their jobs are kept until it is told");
+        away.store(false, Ordering::SeqCst);
+        until("the end of every job", || cluster.is_empty()).await;
+        for id in &ids {
+            assert_eq!(source.errors(id).len(), 1, "{id}");
+        }
+        agent.stop().await;
     }
-    source.logs_away.store(true, Ordering::SeqCst);
-    let agent = Running::start(cluster.agent(1));
-    let all_failed = || source.runs().values().all(|run| run.failed.is_some());
-    until("the end of every run", all_failed).await;
-    assert!(source.clock.elapsed() < Duration::from_secs(60));
-    assert!(!cluster.is_empty(), "their jobs are kept until it is told");
-    source.logs_away.store(false, Ordering::SeqCst);
-    until("the end of every job", || cluster.is_empty()).await;
-    for id in &ids {
-        let logs = source.run(id).logs;
-        let reports = logs.iter().filter(|log| log.level == LogLevel::Error);
-        assert_eq!(reports.count(), 1, "{id}");
-    }
-    agent.stop().await;
 }
 
 /// While the source is away, a job is deleted by hand.
@@ -236,4 +333,53 @@ async fn a_job_that_goes_during_an_outage_fails_its_run_afterwards() {
     source.faults.lock().expect("no panics").before = 0;
     until("the end of the run", || source.run("134").failed.is_some()).await;
     agent.stop().await;
+}
+
+/// Somebody ends a run and then deletes its job, which would have gone on for a while.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_goes_after_the_end_of_its_run_is_no_news() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("134", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    source.update("134", |run| run.phase = Phase::Finished);
+    cluster.remove_all();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(source.errors("134"), [""; 0]);
+    agent.stop().await;
+}
+
+/// The log is away when a job goes, and for long after its run was failed for that; whoever has
+/// failed the run lives to tell of it, or dies.
+#[tokio::test(start_paused = true)]
+async fn what_a_run_was_failed_for_is_told_however_late_and_by_whomever() {
+    let what = ["job-134/0 was deleted", "job-1/0 has ended and is gone"];
+    for (id, told) in ["134", "1"].into_iter().zip(what) {
+        for dies in [false, true] {
+            let source = Memory::new(0);
+            let cluster = Cluster::new(&source);
+            cluster.silent.store(true, Ordering::SeqCst);
+            source.terse.store(!dies, Ordering::SeqCst);
+            source.seed(id, Some(source.clock.now()));
+            let mut replicas = vec![Running::start(cluster.agent(1))];
+            sleep(Duration::from_millis(300)).await;
+            replicas.push(Running::start(cluster.agent(2)));
+            sleep(Duration::from_millis(300)).await;
+            source.logs_away.store(true, Ordering::SeqCst);
+            cluster.remove_all();
+            until("the end of the run", || source.run(id).failed.is_some()).await;
+            if dies {
+                replicas.remove(0).kill();
+            }
+            sleep(Duration::from_secs(120)).await;
+            source.logs_away.store(false, Ordering::SeqCst);
+            until("the report", || !source.errors(id).is_empty()).await;
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!(source.errors(id), [told], "dies: {dies}");
+            for replica in replicas {
+                replica.stop().await;
+            }
+        }
+    }
 }

@@ -32,6 +32,9 @@ const RUNS: usize = 100;
 const FORGET: Duration = Duration::from_secs(600);
 /// How often something is noted on a Job that others change at the same time.
 const NOTES: u32 = 10;
+/// Jobs that are remembered from one noting to the next: more than are told of at the same time. Whose
+/// noting never ended is among them, so that they are all forgotten when there are more.
+const NOTED: usize = 300;
 /// How many names are tried when somebody else's Job has the name of ours.
 const SALTS: u32 = 8;
 
@@ -179,7 +182,11 @@ impl KubernetesBackend {
             let patched = self.jobs.patch_metadata(job, &parameters, &patch);
             match tokio::time::timeout(REQUEST, patched).await {
                 Ok(Ok(patched)) => {
-                    self.noted().insert(job.to_owned(), patched);
+                    let mut noted = self.noted();
+                    if noted.len() >= NOTED {
+                        noted.clear();
+                    }
+                    noted.insert(job.to_owned(), patched);
                     return Ok(Some(done));
                 }
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
@@ -355,7 +362,10 @@ impl JobBackend for KubernetesBackend {
         let parameters = DeleteParams::foreground();
         match tokio::time::timeout(REQUEST, self.jobs.delete(job, &parameters)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Error::transient(
+                format!("Deleting Job {job} failed: {}", status.message),
+            )),
             Ok(Err(error)) => Err(classify(&format!("Deleting Job {job} failed"), &error)),
             Err(_) => Err(Error::transient(format!("Deleting Job {job}: no answer"))),
         }
@@ -373,4 +383,57 @@ fn is_finished(job: &Job) -> bool {
             condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_core::{Template, TemplateOrigin, TemplateStore};
+    use http::Response;
+    use kube::client::Body;
+
+    use super::*;
+    use crate::manifest::ManifestSettings;
+
+    struct NoTemplates;
+
+    #[async_trait]
+    impl TemplateStore for NoTemplates {
+        async fn load(&self, location: &str, _: TemplateOrigin) -> Result<Arc<Template>> {
+            Err(Error::permanent(format!("no template {location}")))
+        }
+    }
+
+    /// A backend on an API server that has this answer to everything.
+    fn answered(code: u16, body: Value) -> KubernetesBackend {
+        let server = tower::service_fn(move |_: Request<Body>| {
+            let body = serde_json::to_vec(&body).expect("JSON");
+            let answer = Response::builder().status(code).body(Body::from(body));
+            std::future::ready(answer)
+        });
+        let manifests = Manifests::new(ManifestSettings::default(), Arc::new(NoTemplates));
+        KubernetesBackend::new(Client::new(server, "flows"), "flows", manifests)
+    }
+
+    fn status(code: u16) -> Value {
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "so"})
+    }
+
+    #[tokio::test]
+    async fn tellings_that_never_end_fill_no_memory() {
+        let backend = answered(200, json!({"metadata": {"name": "job"}}));
+        for n in 0..NOTED * 2 {
+            let (job, keys) = (format!("job-{n}"), ["p1".to_owned()]);
+            let turns = backend.begin_telling(&job, &keys, "teller", false).await;
+            assert_eq!(turns, Ok(vec![Turn::Ours]));
+            assert!((1..=NOTED).contains(&backend.noted().len()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_is_deleted_when_it_is_gone_and_not_when_that_was_a_conflict() {
+        let deleted = async |code| answered(code, status(code)).delete("job").await;
+        assert!(deleted(404).await.is_ok());
+        assert!(deleted(409).await.is_err_and(|error| error.is_transient()));
+        assert!(deleted(403).await.is_err_and(|error| !error.is_transient()));
+    }
 }

@@ -23,6 +23,13 @@ async fn further_runs_wait_in_the_queue_while_enough_jobs_are_unfinished() {
             health["in_flight"] == 3 && health["max_in_flight"] == 3
         })
         .await;
+    let (_, metrics) = endpoint.get("/metrics").await;
+    for line in [
+        "\nprefect_agent_in_flight 3\n",
+        "\nprefect_agent_max_in_flight 3\n",
+    ] {
+        assert!(metrics.contains(line), "{line} in\n{metrics}");
+    }
     // More polls show that the limit holds.
     let polls = world.prefect.request_count("get_runs_in_queue");
     let patience = crate::world::PATIENCE;

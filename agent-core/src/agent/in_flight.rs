@@ -45,6 +45,9 @@ enum Reserved {
 
 impl InFlight {
     pub(super) fn new(limit: Option<usize>) -> Self {
+        if let Some(limit) = limit {
+            metrics::gauge!("prefect_agent_max_in_flight").set(limit as f64);
+        }
         Self {
             limit,
             counted: Mutex::default(),
@@ -75,6 +78,7 @@ impl InFlight {
             }
             _ => {}
         }
+        counted.show();
         drop(counted);
         self.room.send_replace(());
     }
@@ -109,6 +113,7 @@ impl InFlight {
             counted
                 .reserved
                 .insert(run.clone(), Reserved::Making(Vec::new()));
+            counted.show();
         }
         self.place(run)
     }
@@ -132,6 +137,10 @@ impl Counted {
             Reserved::Made(_, at) => at.elapsed() < UNSEEN,
         });
         self.unfinished.len() + self.reserved.len()
+    }
+
+    fn show(&mut self) {
+        metrics::gauge!("prefect_agent_in_flight").set(self.count() as f64);
     }
 
     fn next_forgotten(&self) -> Option<Instant> {
@@ -177,6 +186,7 @@ impl Ticket {
         if first && counted.complete && counted.count() < limit {
             let reserved = Reserved::Making(Vec::new());
             counted.reserved.insert(self.key.1.clone(), reserved);
+            counted.show();
             return Ok(());
         }
         Err(counted.next_forgotten())
@@ -216,6 +226,7 @@ impl Drop for Place {
         let mut counted = self.in_flight.lock();
         if let Some(Reserved::Making(_)) = counted.reserved.get(&self.run) {
             counted.reserved.remove(&self.run);
+            counted.show();
             drop(counted);
             self.in_flight.room.send_replace(());
         }

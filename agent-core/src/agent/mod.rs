@@ -276,8 +276,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Whether jobs are deleted when they have ended and everything about them was told.
-    /// Default: they are.
+    /// Whether jobs are deleted when they have ended, or cannot start, and everything about them was
+    /// told. Default: they are.
     #[must_use]
     pub fn delete_finished_jobs(mut self, delete: bool) -> Self {
         self.options.delete_finished = delete;
@@ -294,7 +294,8 @@ impl AgentBuilder {
     }
 
     /// How long a job may go on after its run was cancelled, or has ended otherwise, before it is
-    /// deleted. Default: 60 s.
+    /// deleted. That the run has ended is noticed within half that time, but within two seconds at
+    /// the soonest and half a minute at the latest. Default: 60 s.
     #[must_use]
     pub fn cancel_grace(mut self, grace: Duration) -> Self {
         self.options.cancel_grace = grace;

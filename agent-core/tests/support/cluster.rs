@@ -1,6 +1,7 @@
 //! Jobs in memory that run and end, seen and supervised by several replicas of an agent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -36,6 +37,16 @@ pub struct Cluster {
     pub news: Mutex<Option<Duration>>,
     /// Every job that is at work is seen not to start, and whether that is so.
     pub stuck: Mutex<Option<bool>>,
+    /// How long it takes to look at a job again.
+    pub look_takes: Mutex<Duration>,
+    /// How long each job lasts, if not up to five seconds.
+    pub lasts: Mutex<Option<Duration>>,
+    /// How often a replica began to watch.
+    pub watches: AtomicUsize,
+    /// Nothing can be noted with a job.
+    pub notes_away: AtomicBool,
+    /// Flows report nothing.
+    pub silent: AtomicBool,
 }
 
 /// The cluster as one replica sees it.
@@ -53,6 +64,11 @@ impl Cluster {
             lease: Mutex::default(),
             news: Mutex::default(),
             stuck: Mutex::default(),
+            look_takes: Mutex::default(),
+            lasts: Mutex::default(),
+            watches: AtomicUsize::new(0),
+            notes_away: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
         })
     }
 
@@ -118,7 +134,8 @@ impl Cluster {
             let ended = job.ends <= now;
             let run = runs.get_mut(&job.run).expect("known");
             let is_its_job = *name == format!("job-{}/{}", job.run, run.scheduled);
-            if is_its_job && matches!(run.phase, Phase::Submitted | Phase::Running) {
+            let reports = is_its_job && !self.silent.load(Ordering::SeqCst);
+            if reports && matches!(run.phase, Phase::Submitted | Phase::Running) {
                 run.phase = match ended && !job.fails {
                     true => Phase::Finished,
                     false => Phase::Running,
@@ -142,16 +159,11 @@ impl Cluster {
                 let mut finding = Finding::new("w", Vec::new());
                 finding.failure = Some(format!("{name} cannot start"));
                 finding.deletes = true;
+                finding.told = told("w");
                 findings.push(finding);
             }
             if state == JobState::Failed {
-                let entry = LogEntry {
-                    flow_run_id: job.run.clone(),
-                    name: "k8s-infra".to_owned(),
-                    message: format!("Pod of {name} failed"),
-                    level: LogLevel::Error,
-                    timestamp: None,
-                };
+                let entry = error(&job.run, format!("Pod of {name} failed"));
                 let mut pod = Finding::new("p", vec![entry]);
                 pod.told = told("p");
                 let mut failure = Finding::new("job", Vec::new());
@@ -186,6 +198,33 @@ impl Replica {
     }
 }
 
+fn error(run: &FlowRunId, message: String) -> LogEntry {
+    LogEntry {
+        flow_run_id: run.clone(),
+        name: "k8s-infra".to_owned(),
+        message,
+        level: LogLevel::Error,
+        timestamp: None,
+    }
+}
+
+/// What there is to tell of a job that has gone, by how it was seen last.
+fn of_gone(last: &Observation) -> Vec<Finding> {
+    let message = match last.state {
+        JobState::Active => format!("{} was deleted", last.job),
+        JobState::Succeeded => format!("{} has ended and is gone", last.job),
+        _ => return Vec::new(),
+    };
+    let entry = error(&last.flow_run_id, message.clone());
+    let finding = Finding {
+        failure: Some(message),
+        unreported: last.state == JobState::Succeeded,
+        unfinished: last.state == JobState::Active,
+        ..Finding::new("gone", vec![entry])
+    };
+    vec![finding]
+}
+
 fn lost(fault: bool) -> Result<()> {
     match fault {
         true => Err(Error::transient("connection broken")),
@@ -206,10 +245,12 @@ impl JobBackend for Replica {
             if created {
                 *times += 1;
                 let number: u64 = run.id.as_str().parse().expect("a number");
+                let lasts = *self.cluster.lasts.lock().expect("no panics");
+                let lasts = lasts.unwrap_or(Duration::from_millis(number * 37 % 5_000));
                 let made = MemoryJob {
                     run: run.id.clone(),
                     made: Instant::now(),
-                    ends: Instant::now() + Duration::from_millis(number * 37 % 5_000),
+                    ends: Instant::now() + lasts,
                     fails: number.is_multiple_of(3),
                     notes: BTreeMap::new(),
                 };
@@ -241,6 +282,8 @@ impl JobBackend for Replica {
 
     async fn stands(&self, _job: &str, _key: &str) -> Result<bool> {
         lost(self.fault().await.0)?;
+        let takes = *self.cluster.look_takes.lock().expect("no panics");
+        sleep(takes).await;
         let stuck = *self.cluster.stuck.lock().expect("no panics");
         Ok(stuck != Some(false))
     }
@@ -252,6 +295,7 @@ impl JobBackend for Replica {
             waiting: VecDeque<Sighting>,
             complete: bool,
         }
+        self.cluster.watches.fetch_add(1, Ordering::SeqCst);
         let seen = Seen {
             cluster: self.cluster.clone(),
             known: HashMap::new(),
@@ -275,12 +319,7 @@ impl JobBackend for Replica {
                     .collect();
                 for job in gone {
                     let mut last = seen.known.remove(&job).expect("it was known");
-                    last.findings.clear();
-                    if last.state == JobState::Active {
-                        let mut gone = Finding::new("gone", Vec::new());
-                        gone.failure = Some(format!("{job} was deleted"));
-                        last.findings.push(gone);
-                    }
+                    last.findings = of_gone(&last);
                     last.state = JobState::Gone;
                     seen.waiting.push_back(Sighting::Job(last));
                 }
@@ -328,7 +367,7 @@ impl JobBackend for Replica {
         take_over: bool,
     ) -> Result<Vec<Turn>> {
         let (before, after) = self.fault().await;
-        lost(before)?;
+        lost(before || self.cluster.notes_away.load(Ordering::SeqCst))?;
         let mut turns = vec![Turn::Ours; keys.len()];
         self.note(job, |notes| {
             for (turn, key) in turns.iter_mut().zip(keys) {

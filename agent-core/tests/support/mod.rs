@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use agent_core::{
     AgentBuilder, Claim, Error, FlowRun, FlowRunId, FlowRunSource, JobBackend, JobRef, LogEntry,
-    Phase, Ready, ReadyQuery, Registration, Result, State, Submission, Work, async_trait,
+    LogLevel, Phase, Ready, ReadyQuery, Registration, Result, State, Submission, Work, async_trait,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
@@ -60,6 +60,22 @@ pub struct Stored {
     pub logs: Vec<LogEntry>,
 }
 
+impl Stored {
+    /// What the run's owner was told to be wrong.
+    pub fn errors(&self) -> Vec<String> {
+        let errors = self.logs.iter().filter(|log| log.level == LogLevel::Error);
+        errors.map(|log| log.message.clone()).collect()
+    }
+
+    fn state(&self) -> State {
+        State {
+            name: format!("{:?}", self.phase),
+            phase: self.phase,
+            message: self.failed.clone(),
+        }
+    }
+}
+
 /// Chances of faults, in percent.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
@@ -86,11 +102,15 @@ pub struct Memory {
     pub random: Mutex<fastrand::Rng>,
     pub lose_next_claims: AtomicUsize,
     pub poison: Mutex<Option<(FlowRunId, Poison)>>,
-    /// No logs can be written.
+    /// No logs can be written, or read.
     pub logs_away: AtomicBool,
+    /// States are told without their messages.
+    pub terse: AtomicBool,
     /// What is answered to claims, and to failing runs.
     pub refuse_claims: Mutex<Option<Error>>,
     pub refuse_failing: Mutex<Option<Error>>,
+    /// Questions for the runs that have ended.
+    pub ends_asked: AtomicUsize,
     /// The source keeps every run in its queue.
     pub keeps_queued: AtomicBool,
     /// A run that is read again has ended just before.
@@ -110,8 +130,10 @@ impl Memory {
             lose_next_claims: AtomicUsize::new(0),
             poison: Mutex::default(),
             logs_away: AtomicBool::new(false),
+            terse: AtomicBool::new(false),
             refuse_claims: Mutex::default(),
             refuse_failing: Mutex::default(),
+            ends_asked: AtomicUsize::new(0),
             keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
@@ -139,8 +161,19 @@ impl Memory {
         self.runs()[id].clone()
     }
 
+    pub fn errors(&self, id: &str) -> Vec<String> {
+        self.run(id).errors()
+    }
+
     pub fn update(&self, id: &str, change: impl FnOnce(&mut Stored)) {
         change(self.runs().get_mut(id).expect("seeded"));
+    }
+
+    fn told(&self, mut state: State) -> State {
+        if self.terse.load(Ordering::SeqCst) {
+            state.message = None;
+        }
+        state
     }
 
     fn flow_run(&self, id: &FlowRunId, stored: &Stored) -> FlowRun {
@@ -300,7 +333,7 @@ impl FlowRunSource for Memory {
     }
 
     async fn logged(&self, entries: &[LogEntry]) -> Result<Vec<bool>> {
-        if self.weather().await.0 {
+        if self.weather().await.0 || self.logs_away.load(Ordering::SeqCst) {
             return Err(broken());
         }
         let runs = self.runs();
@@ -314,23 +347,17 @@ impl FlowRunSource for Memory {
 
     async fn ended_since(&self, _since: Timestamp) -> Result<HashMap<FlowRunId, State>> {
         let runs = self.runs();
+        self.ends_asked.fetch_add(1, Ordering::SeqCst);
         let ended = runs.iter().filter(|(_, run)| run.phase == Phase::Finished);
-        let state = |run: &Stored| State {
-            name: format!("{:?}", run.phase),
-            phase: run.phase,
-        };
-        Ok(ended.map(|(id, run)| (id.clone(), state(run))).collect())
+        Ok(ended.map(|(id, run)| (id.clone(), run.state())).collect())
     }
 
     async fn states(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, State>> {
         let stored = self.runs();
-        let state = |phase| State {
-            name: format!("{phase:?}"),
-            phase,
-        };
         Ok(runs
             .iter()
-            .filter_map(|id| Some((id.clone(), state(stored.get(id)?.phase))))
+            .filter_map(|id| Some((id.clone(), stored.get(id)?.state())))
+            .map(|(id, state)| (id, self.told(state)))
             .collect())
     }
 

@@ -143,6 +143,7 @@ pub(super) fn gone(job: &JobView) -> Finding {
     );
     Finding {
         failure: Some(message.clone()),
+        unfinished: true,
         ..Finding::new(GONE, vec![entry(job, LogLevel::Error, message, None)])
     }
 }

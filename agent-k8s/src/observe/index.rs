@@ -178,7 +178,8 @@ impl Index {
         let mut findings = Vec::new();
         if self.jobs.get(name)?.failed.is_some() {
             findings = self.findings(name);
-            findings.retain(|finding| !finding.told);
+            // What would have ended it does not stand any more.
+            findings.retain(|finding| !finding.told && !finding.deletes);
             for finding in &mut findings {
                 finding.not_before = None;
             }
@@ -461,6 +462,19 @@ mod tests {
         assert_eq!(seen.findings, []);
         assert_eq!(going(job(None, &["w1"])).findings, []);
         assert_eq!(going(job(None, &[])).findings.len(), 1);
+    }
+
+    /// Its deadline, for instance, has passed; nobody leads for a while.
+    #[test]
+    fn a_failed_job_that_goes_with_a_pod_that_never_started_fails_its_run_for_what_it_was() {
+        let mut index = index();
+        index.apply(Seen::Pod(Change::Is(pod(waiting()))));
+        let mut failed = job(Some("DeadlineExceeded: too long"), &[]);
+        failed.deleting = false;
+        index.apply(Seen::Job(Change::Is(failed)));
+        let gone = index.apply(Seen::Job(Change::IsNot("job".to_owned())));
+        let keys: Vec<&str> = gone[0].findings.iter().map(|one| &*one.key).collect();
+        assert_eq!(keys, ["job"]);
     }
 
     fn refused() -> Seen {

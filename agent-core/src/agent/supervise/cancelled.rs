@@ -10,15 +10,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::Supervisor;
 use crate::{FlowRunId, Result};
 
-/// The longest pause between two looks.
+/// The longest pause between two looks, and the shortest one: each look is a question to the source.
 const EVERY: Duration = Duration::from_secs(30);
+const OFTEN: Duration = Duration::from_secs(2);
 /// Ends are asked for from so long before the last look: what was not visible then is by now.
 const OVERLAP: SignedDuration = SignedDuration::from_secs(60);
 
 /// Looks at each job once when it has appeared, and from then on only at what has ended since.
 pub(super) async fn look(supervisor: &Supervisor) -> Infallible {
     let grace = supervisor.shared.options.cancel_grace;
-    let mut ticks = interval((grace / 2).clamp(Duration::from_millis(100), EVERY));
+    let mut ticks = interval((grace / 2).clamp(OFTEN, EVERY));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut since = supervisor.shared.source.now();
     loop {
@@ -27,9 +28,11 @@ pub(super) async fn look(supervisor: &Supervisor) -> Infallible {
         match ended(supervisor, since).await {
             Ok(ended) => {
                 since = now;
-                let at = Instant::now() + grace;
+                let at = Instant::now().checked_add(grace);
                 for job in supervisor.table.runs_ended(&ended) {
-                    supervisor.table.look_again(&job, at);
+                    if let Some(at) = at {
+                        supervisor.table.look_again(&job, at);
+                    }
                 }
             }
             Err(error) => {

@@ -9,7 +9,7 @@ use super::Supervisor;
 use super::table::{Job, Own};
 use crate::failpoint;
 use crate::observation::{Finding, JobState, Observation};
-use crate::{FlowRun, LogEntry, LogLevel, Phase, Result, State};
+use crate::{FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
 
 /// How long a job is kept whose run has not reported although the job has ended.
 const UNREPORTED: Duration = Duration::from_secs(60);
@@ -28,6 +28,10 @@ const RESCHEDULED: Duration = Duration::from_secs(5);
 const CHANGED: Duration = Duration::from_secs(5);
 /// How long the new job of a run that was claimed again may take to be made by another replica.
 const SUPERSEDED: Duration = Duration::from_secs(30);
+
+/// How old the reading of a run's state may be when the run is failed by it: whoever starts the run
+/// again meanwhile does not want that.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The logger's name of what concerns jobs; that of the Python agent.
 const LOGGER: &str = "k8s-infra";
@@ -78,6 +82,7 @@ impl Supervisor {
             return Ok(None);
         }
         let run = &seen.flow_run_id;
+        let read_at = Moment::now();
         let state = || self.states.of(run);
         let what = format!("Cannot read the state of flow run {run}");
         let Some(state) = self.insistently(&what, state).await? else {
@@ -97,7 +102,10 @@ impl Supervisor {
         if let Some(pause) = self.in_doubt(&seen, &mut due, &mut job.own, &state).await? {
             return Ok(Some(pause));
         }
-        let failed = self.fail(&seen, &due, &state).await?;
+        let failing = self.fail(&seen, &due, &mut job.own, &state, read_at);
+        let Some(failed) = failing.await? else {
+            return Ok(Some(Duration::ZERO));
+        };
         if let Some(pause) = self.tell(&seen, &due, &mut job.own, teller).await? {
             return Ok(Some(pause));
         }
@@ -132,7 +140,11 @@ impl Supervisor {
         }
         let only = state.phase == Phase::Submitted && !self.table.has_another(seen);
         let awaited = only && self.is_awaited(seen).await?;
-        due.retain(|finding| awaited || !finding.unreported);
+        if !has_failed_by(due, own, state) {
+            let ended = state.is_finished();
+            due.retain(|finding| awaited || !finding.unreported);
+            due.retain(|finding| !(ended && finding.unfinished));
+        }
         if only && !awaited && fails(due) {
             // Its new job is made by another replica just now; if none comes, this one was kept.
             let since = *own.superseded.get_or_insert_with(Instant::now);
@@ -212,10 +224,11 @@ impl Supervisor {
     /// enough.
     fn ended_without(&self, job: &Job) -> Option<Finding> {
         let ended = job.run_ended.as_ref()?;
-        if job.seen.state != JobState::Active {
+        if job.seen.state != JobState::Active || self.is_kept(job) {
             return None;
         }
-        let due = later(ended.since, self.shared.options.cancel_grace);
+        // A grace that goes beyond the end of time never ends.
+        let due = ended.since.checked_add(self.shared.options.cancel_grace)?;
         if due > Instant::now() {
             // This look may be one that was asked for earlier, in place of the one for then.
             self.table.look_again(&job.seen.job, due);
@@ -234,28 +247,76 @@ impl Supervisor {
         Some(Finding::new(ENDED_WITHOUT, vec![entry]))
     }
 
+    /// Whether a job is kept that would be deleted for what was found: it is there to be looked at.
+    fn is_kept(&self, job: &Job) -> bool {
+        let now = Instant::now();
+        let mut ends = job.seen.findings.iter().filter(|finding| finding.deletes);
+        let found = ends.any(|finding| {
+            finding.told
+                || job.own.handled.contains(&finding.key)
+                || finding.not_before.is_none_or(|at| at <= now)
+        });
+        found && !self.shared.options.delete_finished
+    }
+
     /// Fails the run if a finding says so; first the consequence, which is harmless to repeat, then
-    /// the words, which are not.
-    async fn fail(&self, seen: &Observation, due: &[&Finding], state: &State) -> Result<bool> {
+    /// the words, which are not. `None` when the run has changed since its state was read.
+    async fn fail(
+        &self,
+        seen: &Observation,
+        due: &[&Finding],
+        own: &mut Own,
+        state: &State,
+        read_at: Moment,
+    ) -> Result<Option<bool>> {
         let Some(message) = due.iter().find_map(|finding| finding.failure.as_ref()) else {
-            return Ok(false);
+            return Ok(Some(false));
         };
         if state.is_finished() {
-            return Ok(true);
+            return Ok(Some(true));
         }
         if state.phase == Phase::Scheduled || self.table.has_another(seen) {
             // It was started again, and this job is not that attempt's.
-            return Ok(false);
+            return Ok(Some(false));
         }
         let run = &seen.flow_run_id;
         tracing::info!("Failing flow run {run}, Job {}: {message}", seen.job);
         failpoint::reached("before-fail");
-        let failing = || self.shared.source.fail(run, message);
-        self.insistently(&format!("Cannot fail flow run {run}"), failing)
-            .await?;
+        let old = read_at.elapsed() > FRESH;
+        let mut tried = false;
+        let failing = || {
+            let tried = std::mem::replace(&mut tried, true);
+            async move {
+                if tried || old {
+                    let now = self.states.of(run).await?;
+                    if tried && now.as_ref().is_some_and(State::is_finished) {
+                        // By the attempt of which the answer was lost.
+                        return Ok(true);
+                    }
+                    if self.has_changed(seen, state, now) {
+                        return Ok(false);
+                    }
+                }
+                self.shared.source.fail(run, message).await?;
+                Ok(true)
+            }
+        };
+        let what = format!("Cannot fail flow run {run}");
+        if !self.insistently(&what, failing).await? {
+            tracing::info!("Flow run {run} has changed meanwhile");
+            return Ok(None);
+        }
+        own.failed = true;
         failpoint::reached("after-fail");
         metrics::counter!("prefect_agent_runs_failed_total", "by" => "supervision").increment(1);
-        Ok(true)
+        Ok(Some(true))
+    }
+
+    /// Whether a run is not any more as it was read.
+    fn has_changed(&self, seen: &Observation, before: &State, now: Option<State>) -> bool {
+        let same = now.is_some_and(|now| now.phase == before.phase);
+        let claimed = self.shared.in_hand.is_claimed(&seen.flow_run_id);
+        !same || claimed || self.table.has_another(seen)
     }
 
     /// Deletes a job, or sees to it that this happens later. A run that is still Submitted without
@@ -315,6 +376,13 @@ impl Supervisor {
         let passed = now.duration_since(seen.ended_at.unwrap_or(now));
         keep.saturating_sub(Duration::try_from(passed).unwrap_or_default())
     }
+}
+
+/// Whether a run has ended by being failed for one of these findings, by this process or by one that
+/// died before it told of it.
+fn has_failed_by(due: &[&Finding], own: &Own, state: &State) -> bool {
+    let says = |finding: &&Finding| finding.failure.is_some() && finding.failure == state.message;
+    state.is_finished() && (own.failed || due.iter().any(says))
 }
 
 /// A time so much later; where time does not go that far, one at which to look again.

@@ -157,10 +157,20 @@ impl Supervisor {
     async fn insistently<T, F: Future<Output = Result<T>>>(
         &self,
         what: &str,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T> {
+        self.insistently_for(INSISTS, what, attempt).await
+    }
+
+    /// The same for so long.
+    async fn insistently_for<T, F: Future<Output = Result<T>>>(
+        &self,
+        time: Duration,
+        what: &str,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T> {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
-        let until = Instant::now() + INSISTS;
+        let until = Instant::now() + time;
         loop {
             let error = match attempt().await {
                 Err(error) if error.is_transient() => error,

@@ -40,6 +40,8 @@ pub(super) struct Own {
     /// The source does not know the run: it is somebody else's.
     pub(super) foreign: bool,
     pub(super) deleted: bool,
+    /// Its run was failed by what was found.
+    pub(super) failed: bool,
     /// What is being told just now.
     pub(super) telling: Option<Telling>,
     /// When it was seen first that its run waits for another job.

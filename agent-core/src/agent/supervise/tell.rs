@@ -19,6 +19,8 @@ use crate::{LogEntry, Result};
 
 /// How long the last output of a failed process may take to be read.
 const OUTPUT: Duration = Duration::from_secs(5);
+/// For how long it is tried to mark a job before it is put off: the runs of others are to fail first.
+const BEGINS: Duration = Duration::from_secs(1);
 /// How long what a teller has sent may take to arrive after it was taken for dead.
 const ARRIVES: Duration = Duration::from_secs(2);
 /// How long the writing of words is waited for; it goes on after that.
@@ -153,7 +155,7 @@ impl Supervisor {
         let backend = &self.shared.backend;
         let begin = || backend.begin_telling(&seen.job, &keys, teller, take_over);
         let what = format!("Cannot note on Job {} what is told", seen.job);
-        match self.insistently(&what, begin).await {
+        match self.insistently_for(BEGINS, &what, begin).await {
             Err(error) if !error.is_transient() => Ok(None),
             turns => turns.map(Some),
         }
