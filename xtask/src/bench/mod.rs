@@ -119,7 +119,8 @@ pub(crate) async fn run(mut options: Options) -> Result<()> {
         return local::inside(&plan, options).await;
     }
     let binary = match options.binary.clone() {
-        Some(binary) => binary,
+        // Agents run in directories of their own.
+        Some(binary) => std::path::absolute(binary)?,
         None => {
             eprintln!("Building agent-cli in release mode...");
             crate::build_agent(crate::Profile::Release)?
