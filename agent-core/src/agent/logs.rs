@@ -68,6 +68,11 @@ struct Queue {
     ending: CancellationToken,
 }
 
+/// How long another replica is given to write what it has to say, too.
+pub(super) fn others() -> Duration {
+    OTHERS + JITTER.mul_f64(fastrand::f64())
+}
+
 /// Takes entries for the logs of flow runs. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct LogSink(Arc<Queue>);
@@ -109,14 +114,18 @@ impl LogSink {
         self.put(entry, false, None).await;
     }
 
-    /// Hands over an entry that is written unless it is there, later, when somebody else has had the
-    /// time to write it.
+    /// Hands over an entry that is written unless it is there.
+    pub(super) async fn write_if_missing(&self, entry: LogEntry) {
+        self.put(entry, true, None).await;
+    }
+
+    /// The same later, when somebody else has had the time to write it.
     pub(super) fn write_if_missing_later(&self, entry: LogEntry) {
         let sink = self.clone();
-        let pause = sleep(OTHERS + JITTER.mul_f64(fastrand::f64()));
+        let pause = sleep(others());
         self.0.later.spawn(async move {
             let _ = sink.0.ending.run_until_cancelled(pause).await;
-            sink.put(entry, true, None).await;
+            sink.write_if_missing(entry).await;
         });
     }
 

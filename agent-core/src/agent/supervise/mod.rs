@@ -4,6 +4,7 @@
 //! What is seen is taken in at once, in every replica; what follows from it is worked off job by
 //! job, and only by the replica that leads.
 
+mod announce;
 mod cancelled;
 mod handle;
 mod states;
@@ -16,15 +17,15 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
-use jiff::SignedDuration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
+use self::announce::Announcements;
 use self::states::States;
 use self::table::Table;
-use super::{Shared, deploy};
+use super::Shared;
 use crate::backoff::Backoff;
-use crate::observation::{JobState, Observation, Sighting};
+use crate::observation::Sighting;
 use crate::{Error, Result};
 
 /// Jobs that are handled at the same time.
@@ -32,8 +33,6 @@ const CONCURRENCY: usize = 32;
 /// For how long something is tried without a look at other jobs: what fails for one job alone must not
 /// hold up the others.
 const INSISTS: Duration = Duration::from_secs(60);
-/// Older jobs are not told of: whoever made them has lived to do it, or was replaced long ago.
-const ANNOUNCED: SignedDuration = SignedDuration::from_hours(1);
 /// The pause before a watch that has ended begins again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,6 +40,7 @@ struct Supervisor {
     shared: Arc<Shared>,
     table: Table,
     states: States,
+    announcements: Announcements,
     /// How many jobs' words may be written besides.
     tellings: Arc<Semaphore>,
 }
@@ -50,6 +50,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let supervisor = Supervisor {
         states: States::new(shared.source.clone()),
         table: Table::default(),
+        announcements: Announcements::default(),
         tellings: Arc::new(Semaphore::new(tell::TELLINGS)),
         shared,
     };
@@ -103,6 +104,7 @@ impl Supervisor {
                 () = self.until(&mut leadership, false) => {}
             }
             self.table.end_term();
+            self.announcements.clear();
             tracing::info!("This replica does not supervise the jobs any more");
             self.shared.health.leads(false);
         }
@@ -137,20 +139,9 @@ impl Supervisor {
         tokio::select! {
             () = work => {}
             never = cancelled::look(self) => match never {},
+            never = self.announce_all() => match never {},
         }
-    }
-
-    /// Sees to it that the owner of a run is told of a job that another process has made: it may have
-    /// died before it told of it.
-    fn announce(&self, seen: &Observation) {
-        let shared = &self.shared;
-        let young = |at| shared.source.now().duration_since(at) <= ANNOUNCED;
-        let young = seen.created_at.is_some_and(young);
-        if !young || !seen.own || seen.state == JobState::Gone || shared.made.is_ours(seen) {
-            return;
-        }
-        let entry = deploy::submitted(shared, &seen.flow_run_id, &seen.job);
-        shared.logs.write_if_missing_later(entry);
+        self.announce_last().await;
     }
 
     /// Tries for a while as long as the failure may pass and the agent runs.

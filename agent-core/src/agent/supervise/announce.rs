@@ -1,0 +1,140 @@
+//! Sees to it that owners are told of jobs that other processes have made: these may have died before
+//! they told of them.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::Supervisor;
+use super::handle::AGAIN;
+use crate::agent::{deploy, logs};
+use crate::observation::{JobState, Observation};
+use crate::{FlowRunId, LogEntry};
+
+/// Older jobs are not told of: whoever made them has lived to do it, or was replaced long ago.
+const YOUNG: SignedDuration = SignedDuration::from_hours(1);
+/// Jobs that are looked for in the logs of their runs at once, and the pause after that: one who begins to
+/// lead may find thousands, and what fails meanwhile is told first.
+const BATCH: usize = 100;
+const PAUSE: Duration = Duration::from_millis(250);
+/// How long the agent's end may wait for such a look.
+const LAST: Duration = Duration::from_secs(2);
+
+/// Jobs of others, and when they are looked for, in that order.
+#[derive(Debug)]
+pub(super) struct Announcements {
+    /// For how long whoever has made a job may tell of it.
+    patience: Duration,
+    waiting: Mutex<VecDeque<(Instant, FlowRunId, String)>>,
+    more: Notify,
+}
+
+impl Default for Announcements {
+    fn default() -> Self {
+        Self {
+            patience: logs::others(),
+            waiting: Mutex::default(),
+            more: Notify::default(),
+        }
+    }
+}
+
+impl Announcements {
+    /// Forgets all: another one leads, and sees them, too.
+    pub(super) fn clear(&self) {
+        *self.lock() = VecDeque::new();
+    }
+
+    /// The next jobs, when they are due.
+    async fn next(&self) -> Vec<(FlowRunId, String)> {
+        loop {
+            let first = self.lock().front().map(|(due, ..)| *due);
+            match first {
+                Some(due) if due <= Instant::now() => return self.take(Instant::now()),
+                Some(due) => sleep_until(due).await,
+                None => self.more.notified().await,
+            }
+        }
+    }
+
+    /// Takes some of those that are due at a time.
+    fn take(&self, now: Instant) -> Vec<(FlowRunId, String)> {
+        let mut waiting = self.lock();
+        let due = waiting.iter().take(BATCH);
+        let due = due.take_while(|(due, ..)| *due <= now).count();
+        let taken = waiting.drain(..due);
+        taken.map(|(_, run, job)| (run, job)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, FlowRunId, String)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Supervisor {
+    /// Has the owner of a run told of a job that another process has made, if it is young.
+    pub(super) fn announce(&self, seen: &Observation) {
+        let shared = &self.shared;
+        let young = |at| shared.source.now().duration_since(at) <= YOUNG;
+        let young = seen.created_at.is_some_and(young);
+        if !young || !seen.own || seen.state == JobState::Gone || shared.made.is_ours(seen) {
+            return;
+        }
+        let due = Instant::now() + self.announcements.patience;
+        let one = (due, seen.flow_run_id.clone(), seen.job.clone());
+        self.announcements.lock().push_back(one);
+        self.announcements.more.notify_one();
+    }
+
+    /// Tells of what is due, as long as this process leads.
+    pub(super) async fn announce_all(&self) -> Infallible {
+        loop {
+            let due = self.announcements.next().await;
+            self.tell_of(due).await;
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Tells of the first ones without waiting, for the agent stops; whoever leads next sees to the rest.
+    pub(super) async fn announce_last(&self) {
+        let first = self
+            .announcements
+            .take(Instant::now() + self.announcements.patience);
+        let _ = timeout(LAST, self.tell_of(first)).await;
+    }
+
+    async fn tell_of(&self, jobs: Vec<(FlowRunId, String)>) {
+        let entries = jobs
+            .iter()
+            .map(|(run, job)| deploy::submitted(&self.shared, run, job));
+        let entries: Vec<LogEntry> = entries.collect();
+        let there = match self.shared.source.logged(&entries).await {
+            Ok(there) => there,
+            Err(error) if error.is_transient() => {
+                tracing::warn!(
+                    "Cannot read whether owners were told of {} jobs: {error}",
+                    jobs.len()
+                );
+                let due = Instant::now() + AGAIN;
+                let mut waiting = self.announcements.lock();
+                for (run, job) in jobs.into_iter().rev() {
+                    waiting.push_front((due, run, job));
+                }
+                return;
+            }
+            // A source that cannot tell: rather twice than never.
+            Err(_) => Vec::new(),
+        };
+        let mut there = there.into_iter();
+        for entry in entries {
+            if !there.next().unwrap_or(false) {
+                self.shared.logs.write_if_missing(entry).await;
+            }
+        }
+    }
+}
