@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Supervisor;
 use super::handle::AGAIN;
+use crate::LogEntry;
 use crate::agent::{deploy, logs};
 use crate::observation::{JobState, Observation};
-use crate::{FlowRunId, LogEntry};
 
 /// Older jobs are not told of: whoever made them has lived to do it, or was replaced long ago.
 const YOUNG: SignedDuration = SignedDuration::from_hours(1);
@@ -25,12 +25,14 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How long the agent's end may wait for such a look.
 const LAST: Duration = Duration::from_secs(2);
 
-/// Jobs of others, and when they are looked for, in that order.
+type Waiting = (Instant, Arc<Observation>);
+
+/// Jobs of others as they were when they were new, and when they are looked for, in that order.
 #[derive(Debug)]
 pub(super) struct Announcements {
     /// For how long whoever has made a job may tell of it.
     patience: Duration,
-    waiting: Mutex<VecDeque<(Instant, FlowRunId, String)>>,
+    waiting: Mutex<VecDeque<Waiting>>,
     more: Notify,
 }
 
@@ -51,9 +53,9 @@ impl Announcements {
     }
 
     /// The next jobs, when they are due.
-    async fn next(&self) -> Vec<(FlowRunId, String)> {
+    async fn next(&self) -> Vec<Arc<Observation>> {
         loop {
-            let first = self.lock().front().map(|(due, ..)| *due);
+            let first = self.lock().front().map(|(due, _)| *due);
             match first {
                 Some(due) if due <= Instant::now() => return self.take(Instant::now()),
                 Some(due) => sleep_until(due).await,
@@ -63,22 +65,22 @@ impl Announcements {
     }
 
     /// Takes some of those that are due at a time.
-    fn take(&self, now: Instant) -> Vec<(FlowRunId, String)> {
+    fn take(&self, now: Instant) -> Vec<Arc<Observation>> {
         let mut waiting = self.lock();
         let due = waiting.iter().take(BATCH);
-        let due = due.take_while(|(due, ..)| *due <= now).count();
+        let due = due.take_while(|(due, _)| *due <= now).count();
         let taken = waiting.drain(..due);
-        taken.map(|(_, run, job)| (run, job)).collect()
+        taken.map(|(_, seen)| seen).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, FlowRunId, String)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Supervisor {
     /// Has the owner of a run told of a job that another process has made, if it is young.
-    pub(super) fn announce(&self, seen: &Observation) {
+    pub(super) fn announce(&self, seen: &Arc<Observation>) {
         let shared = &self.shared;
         let young = |at| shared.source.now().duration_since(at) <= YOUNG;
         let young = seen.created_at.is_some_and(young);
@@ -86,8 +88,7 @@ impl Supervisor {
             return;
         }
         let due = Instant::now() + self.announcements.patience;
-        let one = (due, seen.flow_run_id.clone(), seen.job.clone());
-        self.announcements.lock().push_back(one);
+        self.announcements.lock().push_back((due, seen.clone()));
         self.announcements.more.notify_one();
     }
 
@@ -108,10 +109,10 @@ impl Supervisor {
         let _ = timeout(LAST, self.tell_of(first)).await;
     }
 
-    async fn tell_of(&self, jobs: Vec<(FlowRunId, String)>) {
-        let entries = jobs
-            .iter()
-            .map(|(run, job)| deploy::submitted(&self.shared, run, job));
+    async fn tell_of(&self, jobs: Vec<Arc<Observation>>) {
+        let told =
+            |seen: &Arc<Observation>| deploy::submitted(&self.shared, &seen.flow_run_id, &seen.job);
+        let entries = jobs.iter().map(told);
         let entries: Vec<LogEntry> = entries.collect();
         let there = match self.shared.source.logged(&entries).await {
             Ok(there) => there,
@@ -122,8 +123,8 @@ impl Supervisor {
                 );
                 let due = Instant::now() + AGAIN;
                 let mut waiting = self.announcements.lock();
-                for (run, job) in jobs.into_iter().rev() {
-                    waiting.push_front((due, run, job));
+                for seen in jobs.into_iter().rev() {
+                    waiting.push_front((due, seen));
                 }
                 return;
             }
