@@ -24,8 +24,9 @@ pub struct Cluster {
     pub client: Client,
     /// The API server's address, for people.
     pub address: String,
-    /// Digits that are the same for everybody who uses this cluster, from inside or from outside, and
-    /// others for other clusters.
+    /// Digits that are the same for everybody who uses this cluster with the same certificate
+    /// authority, from inside or from outside, and others for other clusters. Behind a proxy, and when the
+    /// cluster gets a new authority, they are others, too.
     pub id: String,
     /// The API server's version, for instance `v1.33.1`.
     pub version: String,

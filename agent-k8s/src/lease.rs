@@ -175,6 +175,12 @@ impl Lease {
         }
         let found = bounded(self.leases.get_opt(&self.name)).await?;
         let Some(found) = found else {
+            if let Some((seen, since)) = &state.seen
+                && !self.is_free(seen, *since)
+            {
+                // Its holder does not know yet that somebody has deleted it, and makes it again.
+                return Ok(false);
+            }
             let new = Object {
                 metadata: ObjectMeta {
                     name: Some(self.name.clone()),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agent_testkit::{Course, FlowRunSeed};
+use agent_testkit::{Course, FlowRunSeed, PrefectApi};
 use nix::sys::signal::Signal;
 
 use crate::crashing::submissions;
@@ -100,13 +100,16 @@ async fn a_replica_of_another_name_does_not_repeat_that_a_job_was_submitted() {
     first.signal(Signal::SIGTERM);
     assert_eq!(first.ended().await.0, Some(0));
 
-    let (second, endpoint) = world.start_with_endpoint(&["--name", "second"]);
-    endpoint
-        .is(&second, |health| {
-            supervises(health) && health["in_flight"] == 1
-        })
-        .await;
-    // What it would tell later it tells at its end.
+    world.prefect.keep_requests(100);
+    let second = world.start(&["--name", "second"]);
+    let looked = |prefect: &PrefectApi| {
+        let kept = prefect.last_requests();
+        let mut bodies = kept.iter().map(|one| String::from_utf8_lossy(&one.body));
+        bodies.any(|body| body.contains("logs("))
+    };
+    let looked = world.prefect.wait_until(PATIENCE, looked).await;
+    assert!(looked.is_ok(), "{}", second.output());
+    // What it would write it writes before its end.
     second.signal(Signal::SIGTERM);
     assert_eq!(second.ended().await.0, Some(0));
     assert_eq!(submissions(&world, run), 1);

@@ -57,7 +57,13 @@ async fn look(shared: &Arc<Shared>, before: bool) -> Result<bool> {
     let jobs = shared.backend.jobs(&ids).await?;
     // Jobs of earlier attempts may be left; that of this one is not made twice.
     let without = held.into_iter().filter(|(id, _)| !is_at_work(&jobs, id));
-    resume(shared, without.collect()).await
+    let mut without: Vec<_> = without.collect();
+    if !without.is_empty() {
+        // That took a while, in which an agent for another place may have claimed one of them.
+        let still = shared.source.claimed(shared.options.recover_age).await?;
+        without.retain(|(id, _)| still.contains(id));
+    }
+    resume(shared, without).await
 }
 
 fn is_at_work(jobs: &HashMap<FlowRunId, Vec<JobRef>>, run: &FlowRunId) -> bool {

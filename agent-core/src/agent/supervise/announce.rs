@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Supervisor;
-use super::handle::AGAIN;
 use crate::LogEntry;
 use crate::agent::{deploy, logs};
 use crate::observation::{JobState, Observation};
@@ -22,8 +21,6 @@ const YOUNG: SignedDuration = SignedDuration::from_hours(1);
 /// lead may find thousands, and what fails meanwhile is told first.
 const BATCH: usize = 100;
 const PAUSE: Duration = Duration::from_millis(250);
-/// How long the agent's end may wait for such a look.
-const LAST: Duration = Duration::from_secs(2);
 
 type Waiting = (Instant, Arc<Observation>);
 
@@ -101,14 +98,6 @@ impl Supervisor {
         }
     }
 
-    /// Tells of the first ones without waiting, for the agent stops; whoever leads next sees to the rest.
-    pub(super) async fn announce_last(&self) {
-        let first = self
-            .announcements
-            .take(Instant::now() + self.announcements.patience);
-        let _ = timeout(LAST, self.tell_of(first)).await;
-    }
-
     async fn tell_of(&self, jobs: Vec<Arc<Observation>>) {
         let told =
             |seen: &Arc<Observation>| deploy::submitted(&self.shared, &seen.flow_run_id, &seen.job);
@@ -121,11 +110,8 @@ impl Supervisor {
                     "Cannot read whether owners were told of {} jobs: {error}",
                     jobs.len()
                 );
-                let due = Instant::now() + AGAIN;
-                let mut waiting = self.announcements.lock();
-                for seen in jobs.into_iter().rev() {
-                    waiting.push_front((due, seen));
-                }
+                // Behind all others: it may be one of these that makes it fail.
+                jobs.iter().for_each(|seen| self.announce(seen));
                 return;
             }
             // A source that cannot tell: rather twice than never.

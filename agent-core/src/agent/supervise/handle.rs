@@ -1,5 +1,6 @@
 //! What follows from an observation: the run fails, its owner is told, the job is deleted.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -283,13 +284,14 @@ impl Supervisor {
         tracing::info!("Failing flow run {run}, Job {}: {message}", seen.job);
         failpoint::reached("before-fail");
         let old = read_at.elapsed() > FRESH;
-        let mut tried = false;
+        let sent = &AtomicBool::new(false);
         let failing = || {
-            let tried = std::mem::replace(&mut tried, true);
             async move {
-                if tried || old {
+                if sent.load(Ordering::Relaxed) || old {
                     let now = self.states.of(run).await?;
-                    if tried && now.as_ref().is_some_and(State::is_finished) {
+                    if sent.load(Ordering::Relaxed)
+                        && now.as_ref().is_some_and(|now| is_failed_by(now, message))
+                    {
                         // By the attempt of which the answer was lost.
                         return Ok(true);
                     }
@@ -297,6 +299,7 @@ impl Supervisor {
                         return Ok(false);
                     }
                 }
+                sent.store(true, Ordering::Relaxed);
                 self.shared.source.fail(run, message).await?;
                 Ok(true)
             }
@@ -376,6 +379,11 @@ impl Supervisor {
         let passed = now.duration_since(seen.ended_at.unwrap_or(now));
         keep.saturating_sub(Duration::try_from(passed).unwrap_or_default())
     }
+}
+
+/// Whether a run has ended as one that was failed with a message, as far as its state tells.
+fn is_failed_by(state: &State, message: &String) -> bool {
+    state.is_finished() && state.message.as_ref().is_none_or(|it| it == message)
 }
 
 /// Whether a run has ended by being failed for one of these findings, by this process or by one that

@@ -141,7 +141,6 @@ impl Supervisor {
             never = cancelled::look(self) => match never {},
             never = self.announce_all() => match never {},
         }
-        self.announce_last().await;
     }
 
     /// Tries for a while as long as the failure may pass and the agent runs.
