@@ -230,6 +230,28 @@ async fn a_run_that_is_scheduled_again_while_it_is_about_to_be_failed_stays_so()
     }
 }
 
+/// What is tried first is lost; then the run turns out to have ended otherwise.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_ends_while_it_cannot_be_failed_is_not_told_of_a_failure() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("134", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    let refuse = |error| *source.refuse_failing.lock().expect("no panics") = error;
+    refuse(Some(Error::transient("away")));
+    cluster.remove_all();
+    sleep(Duration::from_secs(5)).await;
+    source.update("134", |run| {
+        run.phase = Phase::Finished;
+        run.failed = Some("cancelled by its owner".to_owned());
+    });
+    refuse(None);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(source.errors("134"), Vec::<String>::new());
+    agent.stop().await;
+}
+
 /// Somebody may want to look at the pod.
 #[tokio::test(start_paused = true)]
 async fn a_job_that_cannot_start_is_kept_if_jobs_are() {
