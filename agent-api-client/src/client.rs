@@ -493,8 +493,7 @@ impl PrefectApi {
             })
         };
         let rows = self.pages(page, |answer| answer.flow_run).await?;
-        let place = self.settings.place.as_deref();
-        let here = rows.into_iter().filter(|row| row.claimed_for(place));
+        let here = rows.into_iter().filter(|row| row.claimed_for(self.place()));
         Ok(here.map(|row| row.id.0.into()).collect())
     }
 

@@ -242,7 +242,8 @@ impl PrefectApi {
         }
     }
 
-    fn place(&self) -> Option<&str> {
+    /// Where this agent's jobs are, as its claims say.
+    pub(crate) fn place(&self) -> Option<&str> {
         self.settings.place.as_deref()
     }
 

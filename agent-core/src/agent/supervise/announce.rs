@@ -54,15 +54,16 @@ impl Announcements {
         loop {
             let first = self.lock().front().map(|(due, _)| *due);
             match first {
-                Some(due) if due <= Instant::now() => return self.take(Instant::now()),
+                Some(due) if due <= Instant::now() => return self.take(),
                 Some(due) => sleep_until(due).await,
                 None => self.more.notified().await,
             }
         }
     }
 
-    /// Takes some of those that are due at a time.
-    fn take(&self, now: Instant) -> Vec<Arc<Observation>> {
+    /// Takes some of those that are due.
+    fn take(&self) -> Vec<Arc<Observation>> {
+        let now = Instant::now();
         let mut waiting = self.lock();
         let due = waiting.iter().take(BATCH);
         let due = due.take_while(|(due, _)| *due <= now).count();
