@@ -19,6 +19,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[tokio::test(start_paused = true)]
 async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
     for seed in 0..200 {
+        // Of the pauses, too; the order of what is ready at the same time is left to chance.
+        fastrand::seed(seed);
         let source = Memory::new(seed);
         let cluster = Cluster::new(&source);
         *source.faults.lock().expect("no panics") = Faults {
@@ -76,6 +78,18 @@ async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
     }
 }
 
+/// Writes what there is to tell of the job of run 3.
+async fn tell_of_run_3(source: &Memory) {
+    let words = LogEntry {
+        flow_run_id: "3".into(),
+        name: "k8s-infra".to_owned(),
+        message: "Pod of job-3/0 failed".to_owned(),
+        level: LogLevel::Error,
+        timestamp: None,
+    };
+    source.write_logs(&[words]).await.expect("no faults");
+}
+
 /// A teller that is only slow has sent its words just before it was taken for dead.
 #[tokio::test(start_paused = true)]
 async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
@@ -86,14 +100,54 @@ async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
     until("a job", || !cluster.is_empty()).await;
     cluster.begun_by("slow", "p");
     until("another teller", || !cluster.is_told_by("slow", "p")).await;
-    let words = LogEntry {
-        flow_run_id: "3".into(),
-        name: "k8s-infra".to_owned(),
-        message: "Pod of job-3/0 failed".to_owned(),
-        level: LogLevel::Error,
-        timestamp: None,
-    };
-    source.write_logs(&[words]).await.expect("no faults");
+    tell_of_run_3(&source).await;
+    until("the end of the job", || cluster.is_empty()).await;
+    agent.stop().await;
+    assert_eq!(source.errors("3").len(), 1);
+}
+
+/// After the words of a dead teller, it is not answered for a while that another has taken over, or
+/// its log cannot be read.
+#[tokio::test(start_paused = true)]
+async fn who_has_taken_over_without_an_answer_looks_at_what_was_told() {
+    for answers_lost in [true, false] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        source.seed("3", Some(source.clock.now()));
+        let agent = Running::start(cluster.agent(1));
+        until("a job", || !cluster.is_empty()).await;
+        cluster.begun_by("dead", "p");
+        tell_of_run_3(&source).await;
+        let away = match answers_lost {
+            true => &cluster.take_overs_lost,
+            false => &source.logs_away,
+        };
+        away.store(true, Ordering::SeqCst);
+        until("another teller", || !cluster.is_told_by("dead", "p")).await;
+        sleep(Duration::from_secs(120)).await;
+        away.store(false, Ordering::SeqCst);
+        until("the end of the job", || cluster.is_empty()).await;
+        agent.stop().await;
+        assert_eq!(source.errors("3").len(), 1, "lost: {answers_lost}");
+    }
+}
+
+/// Between two terms of one replica, another leads and begins to tell what a dead one had begun.
+#[tokio::test(start_paused = true)]
+async fn a_teller_is_given_its_time_in_every_term() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("3", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    cluster.begun_by("dead", "p");
+    sleep(Duration::from_secs(10)).await;
+    cluster.led_by_another();
+    sleep(Duration::from_secs(10)).await;
+    cluster.begun_by("slow", "p");
+    // Longer than that replica leads.
+    sleep(Duration::from_secs(10)).await;
+    tell_of_run_3(&source).await;
     until("the end of the job", || cluster.is_empty()).await;
     agent.stop().await;
     assert_eq!(source.errors("3").len(), 1);

@@ -11,6 +11,7 @@ use agent_core::{
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use super::Memory;
@@ -22,6 +23,7 @@ const LEASE: Duration = Duration::from_secs(12);
 struct MemoryJob {
     run: FlowRunId,
     made: Instant,
+    created_at: Timestamp,
     ends: Instant,
     fails: bool,
     notes: BTreeMap<String, Option<String>>,
@@ -45,6 +47,8 @@ pub struct Cluster {
     pub watches: AtomicUsize,
     /// Nothing can be noted with a job.
     pub notes_away: AtomicBool,
+    /// It is never answered that a turn was taken over.
+    pub take_overs_lost: AtomicBool,
     /// Flows report nothing.
     pub silent: AtomicBool,
 }
@@ -68,6 +72,7 @@ impl Cluster {
             lasts: Mutex::default(),
             watches: AtomicUsize::new(0),
             notes_away: AtomicBool::new(false),
+            take_overs_lost: AtomicBool::new(false),
             silent: AtomicBool::new(false),
         })
     }
@@ -176,7 +181,7 @@ impl Cluster {
                 flow_run_id: job.run.clone(),
                 state,
                 own: true,
-                created_at: Some(self.source.clock.now()),
+                created_at: Some(job.created_at),
                 ended_at: None,
                 findings,
             };
@@ -250,6 +255,7 @@ impl JobBackend for Replica {
                 let made = MemoryJob {
                     run: run.id.clone(),
                     made: Instant::now(),
+                    created_at: self.cluster.source.clock.now(),
                     ends: Instant::now() + lasts,
                     fails: number.is_multiple_of(3),
                     notes: BTreeMap::new(),
@@ -381,7 +387,8 @@ impl JobBackend for Replica {
                 };
             }
         });
-        lost(after)?;
+        let unanswered = take_over && self.cluster.take_overs_lost.load(Ordering::SeqCst);
+        lost(after || unanswered)?;
         Ok(turns)
     }
 

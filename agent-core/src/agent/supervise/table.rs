@@ -35,7 +35,8 @@ enum Turn {
 pub(super) struct Own {
     /// Keys of findings that were dealt with.
     pub(super) handled: HashSet<String>,
-    /// Keys of findings that another teller had begun to tell, and when that was seen first.
+    /// Keys of findings that another teller had begun to tell, and when that was seen first in this
+    /// term.
     pub(super) theirs: HashMap<String, Instant>,
     /// The source does not know the run: it is somebody else's.
     pub(super) foreign: bool,
@@ -246,6 +247,7 @@ impl Table {
             if let Some(tracked) = inner.jobs.get_mut(&name) {
                 tracked.turn = Turn::Idle;
                 tracked.looked_at = false;
+                tracked.own.theirs.clear();
             }
             self.enqueue(&mut inner, &name);
         }

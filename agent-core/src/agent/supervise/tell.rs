@@ -71,6 +71,8 @@ impl Supervisor {
         let (mut ours, mut inherited, mut rest) = (Vec::new(), Vec::new(), None);
         for (finding, turn) in due.iter().zip(turns) {
             match turn {
+                // Taken over, but the answer was lost, or the run's log could not be read.
+                Turn::Ours if own.theirs.contains_key(&finding.key) => inherited.push(*finding),
                 Turn::Ours => ours.push(*finding),
                 Turn::Told => _ = own.handled.insert(finding.key.clone()),
                 Turn::Theirs => {
