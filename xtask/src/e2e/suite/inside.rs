@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::world::{Flow, World, until};
 
 /// What `install` names everything unless it is told otherwise.
-const NAME: &str = "prefect-agent";
+pub(super) const NAME: &str = "prefect-agent";
 
 /// An agent in a namespace of its own, for Jobs in that of the test.
 pub(super) struct Inside<'a> {

@@ -106,6 +106,7 @@ pub(super) fn tests(filter: Option<&str>, local: bool) -> Vec<Test> {
         inside::the_agents_account_may_do_what_is_listed_and_nothing_else,
         installing::what_install_prints_is_accepted_in_every_combination,
         installing::what_uninstall_prints_deletes_what_install_has_made,
+        installing::install_can_be_applied_over_the_python_agent,
         templates::a_template_in_s3_is_used,
         templates::a_template_in_google_cloud_storage_is_used,
         failing::a_flow_that_exits_with_an_error_is_told_with_its_exit_code,
