@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agent_testkit::{Course, FlowRunSeed, PrefectApi};
+use agent_testkit::{Course, FlowRunSeed, KubernetesApi, PrefectApi};
 use nix::sys::signal::Signal;
 
 use crate::crashing::submissions;
@@ -126,4 +126,28 @@ async fn a_lease_that_somebody_deletes_is_made_again() {
     endpoint.is(&agent, supervises).await;
     let output = agent.output();
     assert!(!output.contains("Leases cannot be used"), "{output}");
+}
+
+/// The other replica sees that it is gone, and that its holder may not know yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_held_a_lease_that_somebody_deletes_has_it_again() {
+    let world = World::new().await;
+    let [(_first, first), (second, standby)] = two(&world).await;
+    let holder = |api: &KubernetesApi| {
+        let leases = api.objects("leases");
+        leases
+            .first()
+            .map(|it| it["spec"]["holderIdentity"].clone())
+    };
+    let before = holder(&world.kubernetes);
+    // It knows of the Lease from having looked at it once more.
+    let looks = world.kubernetes.request_count("get leases");
+    let looked = |api: &KubernetesApi| api.request_count("get leases") > looks;
+    world.cluster(&second, looked).await;
+    let lease = format!("prefect-agent-{}", world.prefect.tenant_id());
+    assert!(world.kubernetes.remove("leases", "default", &lease));
+    world.cluster(&second, |api| api.count("leases") == 1).await;
+    assert_eq!(holder(&world.kubernetes), before);
+    assert!(supervises(&first.health().await));
+    assert!(!supervises(&standby.health().await));
 }
