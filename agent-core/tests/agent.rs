@@ -466,6 +466,38 @@ async fn a_claim_that_was_rescheduled_and_claimed_by_another_meanwhile_makes_no_
     assert_eq!(created, ["b/0"]);
 }
 
+/// Jobs, of which the answer takes its time: run a is claimed for another cluster meanwhile.
+struct ClaimedElsewhere(Arc<Jobs>);
+
+#[async_trait]
+impl JobBackend for ClaimedElsewhere {
+    async fn submit(&self, run: &FlowRun) -> Result<Submission> {
+        self.0.submit(run).await
+    }
+
+    async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> {
+        self.0.source.update("a", |run| run.claimed_at = None);
+        self.0.jobs(runs).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_not_its_own_any_more_is_not_recovered() {
+    let (source, jobs) = world();
+    for id in ["a", "b"] {
+        source.seed(id, None);
+        source.update(id, |run| {
+            (run.phase, run.claimed_at) = (Phase::Submitted, Some(Instant::now()));
+        });
+    }
+    let backend = Arc::new(ClaimedElsewhere(jobs.clone()));
+    let agent = Running::start(Agent::builder(source.clone(), backend));
+    until("a recovery", || !jobs.created().is_empty()).await;
+    agent.stop().await;
+    let created: Vec<_> = jobs.created().into_keys().collect();
+    assert_eq!(created, ["b/0"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn many_claimed_runs_without_a_job_are_all_recovered_and_those_with_one_are_left_alone() {
     let (source, jobs) = world();
