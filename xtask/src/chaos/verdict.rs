@@ -58,11 +58,13 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
         let mut told = BTreeMap::new();
         for log in &run.logs {
             let message = log.message.clone().unwrap_or_default();
-            *told.entry((log.name.clone(), message)).or_insert(0) += 1;
+            let arrivals: &mut Vec<_> = told.entry((log.name.clone(), message)).or_default();
+            arrivals.push(log.arrived.to_string());
         }
-        for ((_, message), times) in told {
-            if times > 1 {
-                wrong(format!("told {times} times: {message:?}"));
+        for ((_, message), arrivals) in told {
+            if arrivals.len() > 1 {
+                let (times, arrivals) = (arrivals.len(), arrivals.join(", "));
+                wrong(format!("told {times} times, {arrivals}: {message:?}"));
             }
         }
         let reports = run
