@@ -349,10 +349,11 @@ async fn a_claimed_run_with_nothing_but_an_ended_job_of_an_earlier_attempt_gets_
     is_deployed_by_the_next(&source, &jobs).await;
 }
 
-/// Makes jobs, of which the first answer is lost.
+/// Makes jobs, of which the first answer is lost; then it may refuse.
 #[derive(Default)]
 struct Unanswered {
     asked: AtomicUsize,
+    then: Option<Error>,
 }
 
 #[async_trait]
@@ -360,6 +361,9 @@ impl JobBackend for Unanswered {
     async fn submit(&self, run: &FlowRun) -> Result<Submission> {
         if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
             return Err(Error::transient("connection broken"));
+        }
+        if let Some(error) = &self.then {
+            return Err(error.clone());
         }
         let job = format!("job-{}", run.attempt);
         Ok(Submission { job, created: true })
@@ -406,6 +410,34 @@ fn submitted() -> LogEntry {
 async fn two_replicas_that_take_a_job_for_theirs_tell_of_it_once() {
     assert_eq!(told_of_an_unanswered_job(true).await, 1);
     assert_eq!(told_of_an_unanswered_job(false).await, 1);
+}
+
+/// The job that was made fills the quota, or its template cannot be read any more.
+#[tokio::test(start_paused = true)]
+async fn a_run_is_not_failed_for_a_job_that_cannot_be_made_once_more() {
+    let reasons = [
+        Error::Refused("the quota is full".to_owned()),
+        Error::permanent("no such template"),
+    ];
+    for reason in reasons {
+        let (source, _) = world();
+        source.seed("a", None);
+        let jobs = Arc::new(Unanswered {
+            then: Some(reason.clone()),
+            ..Unanswered::default()
+        });
+        let agent = Agent::builder(source.clone(), jobs).name("north");
+        let agent = Running::start(agent);
+        let told = || !source.run("a").logs.is_empty();
+        until("what the owner is told", told).await;
+        agent.stop().await;
+        let run = source.run("a");
+        assert_eq!(
+            (run.failed, run.logs),
+            (None, vec![submitted()]),
+            "{reason}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

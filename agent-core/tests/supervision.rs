@@ -365,6 +365,22 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
     }
 }
 
+/// The flow has begun when its job's maker learns that it will get no answer.
+#[tokio::test(start_paused = true)]
+async fn the_owner_of_a_run_is_told_of_a_job_whose_making_was_not_answered() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    cluster.makes_lost.store(true, Ordering::SeqCst);
+    *cluster.lasts.lock().expect("no panics") = Some(HOUR);
+    source.seed("134", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1));
+    sleep(Duration::from_secs(60)).await;
+    agent.stop().await;
+    let logs = source.run("134").logs.into_iter();
+    let told: Vec<String> = logs.map(|entry| entry.message).collect();
+    assert_eq!(told, ["Submitted for execution: Job job-134/0"]);
+}
+
 /// Everything works but the writing of logs, or of what was told.
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_told_or_noted_holds_up_nothing_and_is_told_afterwards() {

@@ -129,6 +129,8 @@ async fn before_a_run_that_cannot_be_deployed_fails_the_next_agent_fails_it() {
     let agent = dies_at(&world, "before-give-up", &[]).await;
     let message = world.fails(run, &agent).await;
     assert!(message.contains("DockerRun"), "{message}");
+    let told = world.prefect.logs(run);
+    assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(world.kubernetes.creation_count(), 0);
 }
 

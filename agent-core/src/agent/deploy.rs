@@ -254,56 +254,22 @@ async fn submit(
 ) -> Result<()> {
     failpoint::reached("after-claim");
     let making = shared.made.begin(&run.id);
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut refused: Option<Instant> = None;
-    let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
-    let mut doubtful = false;
-    let Submission { job, created } = loop {
-        if !std::mem::replace(&mut fresh, false) {
-            match awaits_job(shared, run).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    tracing::info!("Flow run {} does not wait for a job any more", run.id);
-                    return Ok(());
-                }
-                Err(error) if error.is_transient() => {
-                    tracing::warn!("Cannot read the state of flow run {}: {error}", run.id);
-                    tokio::time::sleep(backoff.pause(error.retry_after())).await;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let began = Instant::now();
-        match shared.backend.submit(run).await {
-            Ok(submission) if began.elapsed() > SLOW => {
-                doubtful = true;
-                shared.slots.complain();
-                break submission;
-            }
-            Ok(submission) => {
-                shared.slots.succeed();
-                break submission;
-            }
-            Err(Error::Refused(why)) => {
-                let since = *refused.get_or_insert(began);
-                if since.elapsed() >= shared.options.submit_budget {
-                    return Err(Error::permanent(why));
-                }
-                tracing::warn!("Cannot submit flow run {}, will try again: {why}", run.id);
-                tokio::time::sleep(backoff.pause(None)).await;
-            }
-            Err(error) if error.is_transient() => {
-                doubtful = true;
-                shared.slots.complain();
-                tracing::warn!("Cannot submit flow run {}, will try again: {error}", run.id);
-                tokio::time::sleep(backoff.pause(error.retry_after())).await;
-            }
-            Err(error) => return Err(error),
-        }
+    let made = make(shared, run, claimed).await;
+    let job = match &made {
+        Ok(Some(made)) => Some(&made.submission.job),
+        Ok(None) | Err(_) => None,
     };
+    for seen in making.end(job) {
+        // By a request that got no answer, or by another replica.
+        shared
+            .logs
+            .write_if_missing_later(submitted(shared, &run.id, &seen));
+    }
+    let Some(made) = made? else {
+        return Ok(());
+    };
+    let Submission { job, created } = made.submission;
     failpoint::reached("after-create");
-    making.made(&job);
     place.made(&job);
     count_deployment(if created { "created" } else { "found" });
     if created && claimed.is_none() {
@@ -320,13 +286,102 @@ async fn submit(
     }
     tracing::info!("Completed deployment of flow run {}", run.id);
     let entry = submitted(shared, &run.id, &job);
-    if created && !doubtful {
+    if created && !made.doubtful {
         shared.logs.write(entry).await;
     } else {
         // Another replica may have taken the run for its own, or may have told of the job.
         shared.logs.write_if_missing_later(entry);
     }
     Ok(())
+}
+
+/// A job that is there now.
+struct JobMade {
+    submission: Submission,
+    /// Others may have told of it.
+    doubtful: bool,
+}
+
+/// Makes a claimed run's job, however often that has to be tried; `None` when the run does not wait
+/// for it any more.
+async fn make(shared: &Shared, run: &FlowRun, claimed: Option<Moment>) -> Result<Option<JobMade>> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut refused: Option<Instant> = None;
+    let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
+    let mut doubtful = false;
+    let submission = loop {
+        if !std::mem::replace(&mut fresh, false) {
+            match awaits_job(shared, run).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::info!("Flow run {} does not wait for a job any more", run.id);
+                    return Ok(None);
+                }
+                Err(error) if error.is_transient() => {
+                    tracing::warn!("Cannot read the state of flow run {}: {error}", run.id);
+                    tokio::time::sleep(backoff.pause(error.retry_after())).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let began = Instant::now();
+        let refusal = match shared.backend.submit(run).await {
+            Ok(submission) if began.elapsed() > SLOW => {
+                doubtful = true;
+                shared.slots.complain();
+                break submission;
+            }
+            Ok(submission) => {
+                shared.slots.succeed();
+                break submission;
+            }
+            Err(Error::Refused(why)) => {
+                let since = *refused.get_or_insert(began);
+                if since.elapsed() < shared.options.submit_budget {
+                    tracing::warn!("Cannot submit flow run {}, will try again: {why}", run.id);
+                    tokio::time::sleep(backoff.pause(None)).await;
+                    continue;
+                }
+                Error::permanent(why)
+            }
+            Err(error) if error.is_transient() => {
+                doubtful = true;
+                shared.slots.complain();
+                tracing::warn!("Cannot submit flow run {}, will try again: {error}", run.id);
+                tokio::time::sleep(backoff.pause(error.retry_after())).await;
+                continue;
+            }
+            Err(error) => error,
+        };
+        // What cannot be made may be there: an answer was lost, or another replica has made it. A
+        // full quota refuses it even then.
+        match made_already(shared, run).await {
+            Ok(None) => return Err(refusal),
+            Ok(Some(job)) => {
+                doubtful = true;
+                let created = false;
+                break Submission { job, created };
+            }
+            Err(error) if error.is_transient() => {
+                tracing::warn!("Cannot look for the job of flow run {}: {error}", run.id);
+                tokio::time::sleep(backoff.pause(error.retry_after())).await;
+            }
+            Err(_) => return Err(refusal),
+        }
+    };
+    Ok(Some(JobMade {
+        submission,
+        doubtful,
+    }))
+}
+
+/// The job that there is for this attempt at a run.
+async fn made_already(shared: &Shared, run: &FlowRun) -> Result<Option<String>> {
+    let jobs = shared.backend.jobs(std::slice::from_ref(&run.id)).await?;
+    let mut jobs = jobs.into_values().flatten();
+    let job = jobs.find(|job| shared.backend.is_of(&job.name, &run.attempt));
+    Ok(job.map(|job| job.name))
 }
 
 /// Whether a claimed run still waits for the job of this attempt. It does not when it has been
@@ -360,8 +415,9 @@ async fn give_up(shared: &Shared, run: &FlowRun, error: Error) -> bool {
     tracing::error!("Cannot deploy flow run {}: {message}", run.id);
     if shared.refusals.is_to_be_told(&run.id) {
         let told = entry(shared, &run.id, LogLevel::Error, message.clone());
-        // The reason before the state, unless the log takes its time.
-        let _ = timeout(REASON, shared.logs.written(vec![told])).await;
+        // The reason before the state, unless the log takes its time. A process that died may have
+        // told of it.
+        let _ = timeout(REASON, shared.logs.written_if_missing(told)).await;
     }
     failpoint::reached("before-give-up");
     let failed = fail(shared, run, &message).await;

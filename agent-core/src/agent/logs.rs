@@ -133,13 +133,22 @@ impl LogSink {
     pub(super) async fn written(&self, entries: Vec<LogEntry>) {
         let mut settled = Vec::with_capacity(entries.len());
         for entry in entries {
-            let (sender, receiver) = oneshot::channel();
-            self.put(entry, false, Some(sender)).await;
-            settled.push(receiver);
+            settled.push(self.settled(entry, false).await);
         }
         for one in settled {
             let _ = one.await;
         }
+    }
+
+    /// The same for one that is written unless it is there.
+    pub(super) async fn written_if_missing(&self, entry: LogEntry) {
+        let _ = self.settled(entry, true).await.await;
+    }
+
+    async fn settled(&self, entry: LogEntry, doubtful: bool) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.put(entry, doubtful, Some(sender)).await;
+        receiver
     }
 
     async fn put(&self, entry: LogEntry, doubtful: bool, settled: Option<oneshot::Sender<()>>) {

@@ -1,6 +1,6 @@
 //! The jobs that this process makes or has made a moment ago, of which it tells by itself.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ const MANY: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Known {
-    making: HashSet<FlowRunId>,
+    /// With the jobs that were seen first meanwhile.
+    making: HashMap<FlowRunId, Vec<String>>,
     made: HashMap<String, Instant>,
 }
 
@@ -33,14 +34,19 @@ pub(super) struct Making<'a> {
 impl Made {
     /// Begins to make the job of a run.
     pub(super) fn begin<'a>(&'a self, run: &'a FlowRunId) -> Making<'a> {
-        self.lock().making.insert(run.clone());
+        self.lock().making.insert(run.clone(), Vec::new());
         Making { run, made: self }
     }
 
-    /// Whether this process has made a job that is seen for the first time, or makes it just now.
+    /// Whether this process has made a job that is seen for the first time, or may do so just now.
     pub(super) fn is_ours(&self, seen: &Observation) -> bool {
         let mut known = self.lock();
-        known.made.remove(&seen.job).is_some() || known.making.contains(&seen.flow_run_id)
+        if known.made.remove(&seen.job).is_some() {
+            return true;
+        }
+        let making = known.making.get_mut(&seen.flow_run_id);
+        let jobs = making.map(|jobs| jobs.push(seen.job.clone()));
+        jobs.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -49,13 +55,21 @@ impl Made {
 }
 
 impl Making<'_> {
-    /// The job was made.
-    pub(super) fn made(&self, job: &str) {
+    /// This job was made, or none; the others of its run that were taken for it.
+    pub(super) fn end(self, job: Option<&String>) -> Vec<String> {
         let mut known = self.made.lock();
-        if known.made.len() >= MANY {
-            known.made.retain(|_, at| at.elapsed() < UNSEEN);
+        let mut seen = known.making.remove(self.run).unwrap_or_default();
+        let Some(job) = job else {
+            return seen;
+        };
+        if !seen.contains(job) {
+            if known.made.len() >= MANY {
+                known.made.retain(|_, at| at.elapsed() < UNSEEN);
+            }
+            known.made.insert(job.clone(), Instant::now());
         }
-        known.made.insert(job.to_owned(), Instant::now());
+        seen.retain(|other| other != job);
+        seen
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Cluster {
     pub watches: AtomicUsize,
     /// Nothing can be noted with a job.
     pub notes_away: AtomicBool,
+    /// Every job is made, but that is never answered.
+    pub makes_lost: AtomicBool,
     /// It is never answered that a turn was taken over.
     pub take_overs_lost: AtomicBool,
     /// Flows report nothing.
@@ -72,6 +74,7 @@ impl Cluster {
             lasts: Mutex::default(),
             watches: AtomicUsize::new(0),
             notes_away: AtomicBool::new(false),
+            makes_lost: AtomicBool::new(false),
             take_overs_lost: AtomicBool::new(false),
             silent: AtomicBool::new(false),
         })
@@ -264,6 +267,10 @@ impl JobBackend for Replica {
             }
             created
         };
+        if self.cluster.makes_lost.load(Ordering::SeqCst) {
+            sleep(Duration::from_secs(5)).await;
+            return Err(Error::transient("connection broken"));
+        }
         lost(after)?;
         Ok(Submission { job, created })
     }
