@@ -456,6 +456,19 @@ async fn an_entry_that_was_written_in_spite_of_many_failures_is_not_written_agai
     }
 }
 
+/// The source has a backlog of what to write, and goes on after the request was given up.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_written_long_after_the_request_is_not_written_again() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    let late = (Duration::from_secs(8), Duration::from_secs(7));
+    *source.late_logs.lock().expect("no panics") = Some(late);
+    let agent = Running::start(Agent::builder(source.clone(), jobs));
+    sleep(Duration::from_secs(60)).await;
+    agent.stop().await;
+    assert_eq!(source.run("a").logs.len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_always_fails_or_a_writer_that_panics_holds_up_no_other_entry() {
     for poison in [Poison::Fails, Poison::Panics] {

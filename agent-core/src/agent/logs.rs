@@ -334,10 +334,12 @@ impl Writer {
         let doubtful = |item: &Item| item.doubtful || item.queued.elapsed() > STALE;
         if batch.iter().any(doubtful) {
             let late = Error::transient("the entries have waited for long");
-            self.keep_unwritten(batch, &mut backoff, late).await?;
+            self.keep_unwritten(batch, &mut backoff, late, Duration::ZERO)
+                .await?;
         }
         while !batch.is_empty() {
             let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
+            let began = Instant::now();
             let error = match self.source.write_logs(&entries).await {
                 Ok(()) => {
                     self.answers();
@@ -351,7 +353,9 @@ impl Writer {
                 Err(error) => return Err(error),
             };
             tracing::warn!("Failed to write flow-run logs, will try again: {error}");
-            self.keep_unwritten(batch, &mut backoff, error.clone())
+            // What was slow and got no answer may take as long again to be there.
+            let slow = began.elapsed();
+            self.keep_unwritten(batch, &mut backoff, error.clone(), slow)
                 .await?;
             failures += 1;
             if failures == SUSPECT && !batch.is_empty() {
@@ -374,17 +378,19 @@ impl Writer {
         answers && batch.iter().all(old)
     }
 
-    /// Takes those entries out of a batch that are in the logs already, or in it twice; an error when
-    /// that cannot be found out for a while, and those that are left are doubtful then.
+    /// Takes those entries out of a batch that are in the logs after a pause, or in it twice; an error
+    /// when that cannot be found out for a while, and those that are left are doubtful then.
     async fn keep_unwritten(
         &self,
         batch: &mut Vec<Item>,
         backoff: &mut Backoff,
         why: Error,
+        pause: Duration,
     ) -> crate::Result<()> {
         let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
         let mut error = why;
         let mut looks = 0;
+        sleep(pause).await;
         let there = loop {
             sleep(backoff.pause(error.retry_after())).await;
             match self.source.logged(&entries).await {

@@ -102,6 +102,10 @@ pub struct Memory {
     pub random: Mutex<fastrand::Rng>,
     pub lose_next_claims: AtomicUsize,
     pub poison: Mutex<Option<(FlowRunId, Poison)>>,
+    /// After what time the writing of logs is given up, and after what time more they are there.
+    pub late_logs: Mutex<Option<(Duration, Duration)>>,
+    /// Those that are on their way.
+    coming: Mutex<Vec<(Instant, LogEntry)>>,
     /// No logs can be written, or read.
     pub logs_away: AtomicBool,
     /// States are told without their messages.
@@ -129,6 +133,8 @@ impl Memory {
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             lose_next_claims: AtomicUsize::new(0),
             poison: Mutex::default(),
+            late_logs: Mutex::default(),
+            coming: Mutex::default(),
             logs_away: AtomicBool::new(false),
             terse: AtomicBool::new(false),
             refuse_claims: Mutex::default(),
@@ -154,7 +160,13 @@ impl Memory {
     }
 
     pub fn runs(&self) -> MutexGuard<'_, BTreeMap<FlowRunId, Stored>> {
-        self.runs.lock().expect("no panics")
+        let mut runs = self.runs.lock().expect("no panics");
+        let mut coming = self.coming.lock().expect("no panics");
+        for (_, entry) in coming.extract_if(.., |(at, _)| *at <= Instant::now()) {
+            let run = runs.get_mut(&entry.flow_run_id).expect("known");
+            run.logs.push(entry);
+        }
+        runs
     }
 
     pub fn run(&self, id: &str) -> Stored {
@@ -303,6 +315,14 @@ impl FlowRunSource for Memory {
 
     async fn write_logs(&self, entries: &[LogEntry]) -> Result<()> {
         let (before, after) = self.weather().await;
+        let late = *self.late_logs.lock().expect("no panics");
+        if let Some((patience, more)) = late {
+            sleep(patience).await;
+            let at = Instant::now() + more;
+            let coming = entries.iter().map(|entry| (at, entry.clone()));
+            self.coming.lock().expect("no panics").extend(coming);
+            return Err(broken());
+        }
         let mut after = after;
         let mut poisoned = self.poison.lock().expect("no panics");
         if let Some((run, poison)) = poisoned.clone()
