@@ -65,6 +65,8 @@ pub enum Turn {
     Theirs,
     /// Nobody's: it was told.
     Told,
+    /// The job is gone, and with it what was noted.
+    Unknown,
 }
 
 /// Something about a job that its run's owner should know, once.

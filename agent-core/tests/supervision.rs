@@ -132,6 +132,24 @@ async fn who_has_taken_over_without_an_answer_looks_at_what_was_told() {
     }
 }
 
+/// A dead teller had told of it.
+#[tokio::test(start_paused = true)]
+async fn what_was_told_of_a_job_that_has_just_gone_is_not_told_again() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("3", Some(source.clock.now()));
+    cluster.led_by_another();
+    let agent = Running::start(cluster.agent(1));
+    until("the end of its job", || cluster.has_ended("job-3/0")).await;
+    cluster.begun_by("dead", "p");
+    tell_of_run_3(&source).await;
+    cluster.goes_when_noted.store(true, Ordering::SeqCst);
+    until("the end of the job", || cluster.is_empty()).await;
+    sleep(Duration::from_secs(60)).await;
+    agent.stop().await;
+    assert_eq!(source.errors("3").len(), 1);
+}
+
 /// Between two terms of one replica, another leads and begins to tell what a dead one had begun.
 #[tokio::test(start_paused = true)]
 async fn a_teller_is_given_its_time_in_every_term() {

@@ -337,8 +337,9 @@ impl JobBackend for KubernetesBackend {
         take_over: bool,
     ) -> Result<Vec<Turn>> {
         let turns = self.note(job, |notes| notes.begin(keys, teller, take_over));
-        // What is gone cannot be noted, and is told by whoever saw it.
-        Ok(turns.await?.unwrap_or_else(|| vec![Turn::Ours; keys.len()]))
+        Ok(turns
+            .await?
+            .unwrap_or_else(|| vec![Turn::Unknown; keys.len()]))
     }
 
     async fn told(&self, job: &str, keys: &[String]) -> Result<()> {
@@ -427,6 +428,15 @@ mod tests {
             assert_eq!(turns, Ok(vec![Turn::Ours]));
             assert!((1..=NOTED).contains(&backend.noted().len()));
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_knows_who_was_to_tell_of_a_job_that_is_gone() {
+        let mut gone = status(404);
+        gone["reason"] = json!("NotFound");
+        let (backend, keys) = (answered(404, gone), ["p1".to_owned()]);
+        let turns = backend.begin_telling("job", &keys, "teller", false).await;
+        assert_eq!(turns, Ok(vec![Turn::Unknown]));
     }
 
     #[tokio::test]

@@ -47,6 +47,8 @@ pub struct Cluster {
     pub watches: AtomicUsize,
     /// Nothing can be noted with a job.
     pub notes_away: AtomicBool,
+    /// Jobs go when something is to be noted with them.
+    pub goes_when_noted: AtomicBool,
     /// Every job is made, but that is never answered.
     pub makes_lost: AtomicBool,
     /// It is never answered that a turn was taken over.
@@ -74,6 +76,7 @@ impl Cluster {
             lasts: Mutex::default(),
             watches: AtomicUsize::new(0),
             notes_away: AtomicBool::new(false),
+            goes_when_noted: AtomicBool::new(false),
             makes_lost: AtomicBool::new(false),
             take_overs_lost: AtomicBool::new(false),
             silent: AtomicBool::new(false),
@@ -381,7 +384,10 @@ impl JobBackend for Replica {
     ) -> Result<Vec<Turn>> {
         let (before, after) = self.fault().await;
         lost(before || self.cluster.notes_away.load(Ordering::SeqCst))?;
-        let mut turns = vec![Turn::Ours; keys.len()];
+        if self.cluster.goes_when_noted.load(Ordering::SeqCst) {
+            self.cluster.remove_all();
+        }
+        let mut turns = vec![Turn::Unknown; keys.len()];
         self.note(job, |notes| {
             for (turn, key) in turns.iter_mut().zip(keys) {
                 *turn = match notes.get(key) {

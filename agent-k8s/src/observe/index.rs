@@ -30,6 +30,8 @@ pub(super) enum Seen {
     Job(Change<JobView>),
     Pod(Change<PodView>),
     Event(Change<(String, EventView)>),
+    /// The events take too long to be listed.
+    EventsLate,
 }
 
 /// Everything that is known of the Jobs in the namespace.
@@ -47,8 +49,8 @@ pub(super) struct Index {
     since: HashMap<String, Since>,
     /// What a listing that goes on has shown so far.
     listed: [Option<HashSet<String>>; 3],
-    /// Both Jobs and pods were listed once.
-    complete: [bool; 2],
+    /// Jobs, pods and events were listed once; or there is nothing to wait for.
+    complete: [bool; 3],
     /// This agent may not see pods, so that their absence means nothing.
     pods_hidden: bool,
 }
@@ -73,8 +75,13 @@ impl Index {
         }
     }
 
-    /// Whether everything is known that was there at first, as far as this agent may see it.
+    /// Whether everything is known that was there at first, as far as this agent may see it. A Job
+    /// whose events are not known yet would be deleted before its run's owner was told of them.
     fn is_complete(&self) -> bool {
+        self.knows_pods() && self.complete[2]
+    }
+
+    fn knows_pods(&self) -> bool {
         self.complete[0] && (self.complete[1] || self.pods_hidden)
     }
 
@@ -96,6 +103,8 @@ impl Index {
                 // What the Jobs themselves show is better than nothing.
                 tracing::warn!("Pods are not seen: flow runs are told only what their Jobs show");
                 sightings.extend(self.news(seen));
+            } else if matches!(seen, Seen::Event(_)) {
+                sightings.extend(self.news(seen));
             }
             return sightings;
         }
@@ -112,15 +121,19 @@ impl Index {
 
     /// Takes in a change; the observations of the Jobs that it concerns.
     fn apply(&mut self, seen: Seen) -> Vec<Observation> {
-        let before = self.is_complete();
+        let (knew_pods, before) = (self.knows_pods(), self.is_complete());
         let (touched, gone) = match seen {
             Seen::Job(change) => self.job(change),
             Seen::Pod(change) => (self.pod(change), Vec::new()),
             Seen::Event(change) => (self.event(change), Vec::new()),
+            Seen::EventsLate => {
+                self.complete[2] = true;
+                (Vec::new(), Vec::new())
+            }
         };
         let complete = self.is_complete();
         let mut found = gone;
-        if complete && !before {
+        if self.knows_pods() && !knew_pods {
             let foreign = self
                 .events
                 .iter()
@@ -129,6 +142,8 @@ impl Index {
             for key in foreign {
                 self.remove_event(&key);
             }
+        }
+        if complete && !before {
             let all: Vec<String> = self.jobs.keys().cloned().collect();
             found.extend(all.iter().filter_map(|name| self.observe(name)));
         } else if complete {
@@ -276,7 +291,7 @@ impl Index {
         match change {
             Change::Listing => self.listed[2] = Some(HashSet::new()),
             Change::Is((key, view)) => {
-                if self.is_complete() && !self.concerns_us(&view) {
+                if self.knows_pods() && !self.concerns_us(&view) {
                     return Vec::new();
                 }
                 let pod = self.pods.get(&view.object).filter(|_| !view.of_job);
@@ -300,12 +315,14 @@ impl Index {
             }
             Change::IsNot(key) => self.remove_event(&key),
             Change::Listed => {
+                self.complete[2] = true;
                 let missing = missing(&self.events, self.listed[2].take());
                 for key in missing {
                     self.remove_event(&key);
                 }
             }
-            Change::Broken { .. } => {}
+            // They may be forbidden. What can be told without them does not wait for them.
+            Change::Broken { .. } => self.complete[2] = true,
         }
         Vec::new()
     }
@@ -439,6 +456,8 @@ mod tests {
             Seen::Job(Change::Listed),
             Seen::Pod(Change::Listing),
             Seen::Pod(Change::Listed),
+            Seen::Event(Change::Listing),
+            Seen::Event(Change::Listed),
         ] {
             index.take_in(seen);
         }
@@ -523,10 +542,48 @@ mod tests {
             Seen::Job(Change::Listed),
             Seen::Pod(Change::Listing),
             Seen::Pod(Change::Listed),
+            Seen::Event(Change::Listing),
+            Seen::Event(Change::Listed),
         ] {
             index.take_in(seen);
         }
         index
+    }
+
+    /// A new process would delete a Job before it knew what else there is to tell.
+    #[test]
+    fn nothing_is_seen_of_a_job_before_its_events_are_known_or_cannot_be() {
+        let broken = || Change::Broken {
+            forbidden: false,
+            reason: "no route".to_owned(),
+        };
+        let ends = [
+            Seen::Event(Change::Listed),
+            Seen::Event(broken()),
+            Seen::EventsLate,
+        ];
+        for end in ends {
+            let mut index = Index::default();
+            let seen = [
+                Seen::Event(Change::Listing),
+                Seen::Pod(Change::Listing),
+                Seen::Pod(Change::Listed),
+                Seen::Job(Change::Listing),
+                Seen::Job(Change::Is(job(None, &[]))),
+                Seen::Job(Change::Listed),
+                refused(),
+            ];
+            for seen in seen {
+                assert_eq!(index.take_in(seen), []);
+            }
+            let seen = index.take_in(end);
+            let complete = seen.contains(&Sighting::Complete);
+            let jobs = seen.into_iter().filter_map(|one| match one {
+                Sighting::Job(job) => Some(job.findings.len()),
+                _ => None,
+            });
+            assert_eq!((jobs.collect::<Vec<_>>(), complete), (vec![2], true));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod read;
 mod view;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use agent_core::Sighting;
 use futures::stream::{self, BoxStream};
@@ -27,6 +28,8 @@ use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
 /// Objects per page of a listing. A page is in memory as a whole, and a Job of a cluster with many
 /// field managers takes 10 KB there.
 const PAGE: u32 = 200;
+/// How long the events may take to be listed before the rest is told without them.
+const EVENTS: Duration = Duration::from_secs(20);
 
 /// What is seen of the Jobs in a namespace; a watch that breaks begins again by itself. `labels`
 /// are those of the agent, as its Jobs tell them.
@@ -58,10 +61,12 @@ pub(crate) fn sightings(
         Some((event.name_any(), EventView::of(event)?))
     });
     let mut index = Index::new(graces);
+    let late = stream::once(tokio::time::sleep(EVENTS)).map(|()| Seen::EventsLate);
     stream::select_all([
         jobs.map(Seen::Job).boxed(),
         pods.map(Seen::Pod).boxed(),
         events.map(Seen::Event).boxed(),
+        late.boxed(),
     ])
     .flat_map(move |seen| stream::iter(index.take_in(seen)))
     .boxed()
@@ -157,8 +162,6 @@ fn is_forbidden(error: &watcher::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]

@@ -71,6 +71,7 @@ impl Supervisor {
         let (mut ours, mut inherited, mut rest) = (Vec::new(), Vec::new(), None);
         for (finding, turn) in due.iter().zip(turns) {
             match turn {
+                Turn::Unknown => inherited.push(*finding),
                 // Taken over, but the answer was lost, or the run's log could not be read.
                 Turn::Ours if own.theirs.contains_key(&finding.key) => inherited.push(*finding),
                 Turn::Ours => ours.push(*finding),
