@@ -68,6 +68,9 @@ async fn every_run_ends_as_its_job_did_and_is_told_so_once() {
             let number: usize = id.as_str().parse().expect("a number");
             let fails = number.is_multiple_of(3);
             assert_eq!(run.failed.is_some(), fails, "seed {seed}: run {id}");
+            let submitted = format!("Submitted for execution: Job job-{id}/0");
+            let submitted = run.logs.iter().filter(|entry| entry.message == submitted);
+            assert_eq!(submitted.count(), 1, "seed {seed}: run {id}");
             let reports = run.errors();
             assert_eq!(
                 reports.len(),
@@ -381,6 +384,25 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
         assert_eq!(source.run("1").logs, [line]);
         agent.stop().await;
     }
+}
+
+/// It ends at once, and would be deleted before the next one who looks for what is missing.
+#[tokio::test(start_paused = true)]
+async fn the_owner_of_a_run_is_told_of_a_short_job_whose_maker_died() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    *cluster.lasts.lock().expect("no panics") = Some(Duration::ZERO);
+    source.seed("1", Some(source.clock.now()));
+    source.update("1", |run| run.phase = Phase::Submitted);
+    let agent = Running::start(cluster.agent(1));
+    let claimed = source.claimed_runs(&["1".into()]).await;
+    let run = claimed.expect("no faults").remove(0);
+    cluster.replica(2).submit(&run).await.expect("no faults");
+    until("the end of the job", || cluster.is_empty()).await;
+    let told = source.run("1").logs.into_iter().map(|entry| entry.message);
+    let told: Vec<String> = told.collect();
+    assert_eq!(told, ["Submitted for execution: Job job-1/0"]);
+    agent.stop().await;
 }
 
 /// The flow has begun when its job's maker learns that it will get no answer.

@@ -261,9 +261,9 @@ async fn submit(
     };
     for seen in making.end(job) {
         // By a request that got no answer, or by another replica.
-        shared
-            .logs
-            .write_if_missing_later(submitted(shared, &run.id, &seen));
+        let entry = submitted(shared, &run.id, &seen);
+        let untold = shared.made.untold(&seen);
+        shared.logs.write_if_missing_later(entry, untold);
     }
     let Some(made) = made? else {
         return Ok(());
@@ -286,11 +286,12 @@ async fn submit(
     }
     tracing::info!("Completed deployment of flow run {}", run.id);
     let entry = submitted(shared, &run.id, &job);
+    let untold = shared.made.untold(&job);
     if created && !made.doubtful {
-        shared.logs.write(entry).await;
+        shared.logs.write(entry, untold).await;
     } else {
         // Another replica may have taken the run for its own, or may have told of the job.
-        shared.logs.write_if_missing_later(entry);
+        shared.logs.write_if_missing_later(entry, untold);
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ struct Item {
     /// Somebody else may have written it.
     doubtful: bool,
     /// Dropped when the entry was written, or cannot be.
-    _settled: Option<oneshot::Sender<()>>,
+    _settled: Box<dyn Send>,
 }
 
 #[derive(Default)]
@@ -109,23 +109,24 @@ impl LogSink {
         (Self(queue.clone()), LogWriter { queue, task })
     }
 
-    /// Hands over an entry. Waits only while errors alone fill the memory.
-    pub(super) async fn write(&self, entry: LogEntry) {
-        self.put(entry, false, None).await;
+    /// Hands over an entry, and what is dropped when it was written, or cannot be. Waits only while
+    /// errors alone fill the memory.
+    pub(super) async fn write(&self, entry: LogEntry, settled: impl Send + 'static) {
+        self.put(entry, false, Box::new(settled)).await;
     }
 
-    /// Hands over an entry that is written unless it is there.
-    pub(super) async fn write_if_missing(&self, entry: LogEntry) {
-        self.put(entry, true, None).await;
+    /// The same for an entry that is written unless it is there.
+    pub(super) async fn write_if_missing(&self, entry: LogEntry, settled: impl Send + 'static) {
+        self.put(entry, true, Box::new(settled)).await;
     }
 
     /// The same later, when somebody else has had the time to write it.
-    pub(super) fn write_if_missing_later(&self, entry: LogEntry) {
+    pub(super) fn write_if_missing_later(&self, entry: LogEntry, settled: impl Send + 'static) {
         let sink = self.clone();
         let pause = sleep(others());
         self.0.later.spawn(async move {
             let _ = sink.0.ending.run_until_cancelled(pause).await;
-            sink.write_if_missing(entry).await;
+            sink.write_if_missing(entry, settled).await;
         });
     }
 
@@ -133,7 +134,9 @@ impl LogSink {
     pub(super) async fn written(&self, entries: Vec<LogEntry>) {
         let mut settled = Vec::with_capacity(entries.len());
         for entry in entries {
-            settled.push(self.settled(entry, false).await);
+            let (sender, receiver) = oneshot::channel::<()>();
+            self.write(entry, sender).await;
+            settled.push(receiver);
         }
         for one in settled {
             let _ = one.await;
@@ -142,16 +145,12 @@ impl LogSink {
 
     /// The same for one that is written unless it is there.
     pub(super) async fn written_if_missing(&self, entry: LogEntry) {
-        let _ = self.settled(entry, true).await.await;
+        let (sender, receiver) = oneshot::channel::<()>();
+        self.write_if_missing(entry, sender).await;
+        let _ = receiver.await;
     }
 
-    async fn settled(&self, entry: LogEntry, doubtful: bool) -> oneshot::Receiver<()> {
-        let (sender, receiver) = oneshot::channel();
-        self.put(entry, doubtful, Some(sender)).await;
-        receiver
-    }
-
-    async fn put(&self, entry: LogEntry, doubtful: bool, settled: Option<oneshot::Sender<()>>) {
+    async fn put(&self, entry: LogEntry, doubtful: bool, settled: Box<dyn Send>) {
         let mut item = Item {
             entry,
             queued: Instant::now(),
@@ -436,7 +435,7 @@ mod tests {
             entry,
             queued: Instant::now(),
             doubtful: false,
-            _settled: None,
+            _settled: Box::new(()),
         }
     }
 

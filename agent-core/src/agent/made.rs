@@ -1,7 +1,8 @@
-//! The jobs that this process makes or has made a moment ago, of which it tells by itself.
+//! The jobs that this process makes or has made a moment ago, of which it tells by itself, and those of
+//! which it has still to tell.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,6 +20,8 @@ struct Known {
     /// With the jobs that were seen first meanwhile.
     making: HashMap<FlowRunId, Vec<String>>,
     made: HashMap<String, Instant>,
+    /// How many are about to tell of a job.
+    untold: HashMap<String, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +32,13 @@ pub(super) struct Made(Mutex<Known>);
 pub(super) struct Making<'a> {
     run: &'a FlowRunId,
     made: &'a Made,
+}
+
+/// A job whose run's owner may not know of it, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Untold {
+    job: String,
+    made: Arc<Made>,
 }
 
 impl Made {
@@ -47,6 +57,22 @@ impl Made {
         let making = known.making.get_mut(&seen.flow_run_id);
         let jobs = making.map(|jobs| jobs.push(seen.job.clone()));
         jobs.is_some()
+    }
+
+    /// Somebody is about to tell of a job.
+    pub(super) fn untold(self: &Arc<Self>, job: &str) -> Untold {
+        *self.lock().untold.entry(job.to_owned()).or_default() += 1;
+        Untold {
+            job: job.to_owned(),
+            made: self.clone(),
+        }
+    }
+
+    /// Whether a job is to be told of yet, so that it may not go: nobody else would know of it.
+    pub(super) fn is_untold(&self, seen: &Observation) -> bool {
+        let known = self.lock();
+        let making = known.making.get(&seen.flow_run_id);
+        known.untold.contains_key(&seen.job) || making.is_some_and(|jobs| jobs.contains(&seen.job))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -76,5 +102,17 @@ impl Making<'_> {
 impl Drop for Making<'_> {
     fn drop(&mut self) {
         self.made.lock().making.remove(self.run);
+    }
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        let mut known = self.made.lock();
+        if let Some(tellers) = known.untold.get_mut(&self.job) {
+            *tellers -= 1;
+            if *tellers == 0 {
+                known.untold.remove(&self.job);
+            }
+        }
     }
 }

@@ -67,6 +67,16 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
                 wrong(format!("told {times} times, {arrivals}: {message:?}"));
             }
         }
+        for job in jobs {
+            let submitted = format!("Submitted for execution: Job {job}");
+            if !run
+                .logs
+                .iter()
+                .any(|log| log.message.as_deref() == Some(&*submitted))
+            {
+                wrong(format!("its owner was not told of Job {job}"));
+            }
+        }
         let reports = run
             .logs
             .iter()

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Supervisor;
 use crate::LogEntry;
+use crate::agent::made::Untold;
 use crate::agent::{deploy, logs};
 use crate::observation::{JobState, Observation};
 
@@ -22,7 +23,7 @@ const YOUNG: SignedDuration = SignedDuration::from_hours(1);
 const BATCH: usize = 100;
 const PAUSE: Duration = Duration::from_millis(250);
 
-type Waiting = (Instant, Arc<Observation>);
+type Waiting = (Instant, Arc<Observation>, Untold);
 
 /// Jobs of others as they were when they were new, and when they are looked for, in that order.
 #[derive(Debug)]
@@ -49,10 +50,16 @@ impl Announcements {
         *self.lock() = VecDeque::new();
     }
 
+    fn put(&self, seen: Arc<Observation>, untold: Untold) {
+        let due = Instant::now() + self.patience;
+        self.lock().push_back((due, seen, untold));
+        self.more.notify_one();
+    }
+
     /// The next jobs, when they are due.
-    async fn next(&self) -> Vec<Arc<Observation>> {
+    async fn next(&self) -> Vec<(Arc<Observation>, Untold)> {
         loop {
-            let first = self.lock().front().map(|(due, _)| *due);
+            let first = self.lock().front().map(|(due, ..)| *due);
             match first {
                 Some(due) if due <= Instant::now() => return self.take(),
                 Some(due) => sleep_until(due).await,
@@ -62,13 +69,13 @@ impl Announcements {
     }
 
     /// Takes some of those that are due.
-    fn take(&self) -> Vec<Arc<Observation>> {
+    fn take(&self) -> Vec<(Arc<Observation>, Untold)> {
         let now = Instant::now();
         let mut waiting = self.lock();
         let due = waiting.iter().take(BATCH);
-        let due = due.take_while(|(due, _)| *due <= now).count();
+        let due = due.take_while(|(due, ..)| *due <= now).count();
         let taken = waiting.drain(..due);
-        taken.map(|(_, seen)| seen).collect()
+        taken.map(|(_, seen, untold)| (seen, untold)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
@@ -85,9 +92,8 @@ impl Supervisor {
         if !young || !seen.own || seen.state == JobState::Gone || shared.made.is_ours(seen) {
             return;
         }
-        let due = Instant::now() + self.announcements.patience;
-        self.announcements.lock().push_back((due, seen.clone()));
-        self.announcements.more.notify_one();
+        let untold = shared.made.untold(&seen.job);
+        self.announcements.put(seen.clone(), untold);
     }
 
     /// Tells of what is due, as long as this process leads.
@@ -99,10 +105,10 @@ impl Supervisor {
         }
     }
 
-    async fn tell_of(&self, jobs: Vec<Arc<Observation>>) {
-        let told =
-            |seen: &Arc<Observation>| deploy::submitted(&self.shared, &seen.flow_run_id, &seen.job);
-        let entries = jobs.iter().map(told);
+    async fn tell_of(&self, jobs: Vec<(Arc<Observation>, Untold)>) {
+        let entries = jobs
+            .iter()
+            .map(|(seen, _)| deploy::submitted(&self.shared, &seen.flow_run_id, &seen.job));
         let entries: Vec<LogEntry> = entries.collect();
         let there = match self.shared.source.logged(&entries).await {
             Ok(there) => there,
@@ -112,16 +118,18 @@ impl Supervisor {
                     jobs.len()
                 );
                 // Behind all others: it may be one of these that makes it fail.
-                jobs.iter().for_each(|seen| self.announce(seen));
+                for (seen, untold) in jobs {
+                    self.announcements.put(seen, untold);
+                }
                 return;
             }
             // A source that cannot tell: rather twice than never.
             Err(_) => Vec::new(),
         };
         let mut there = there.into_iter();
-        for entry in entries {
+        for ((_, untold), entry) in jobs.into_iter().zip(entries) {
             if !there.next().unwrap_or(false) {
-                self.shared.logs.write_if_missing(entry).await;
+                self.shared.logs.write_if_missing(entry, untold).await;
             }
         }
     }

@@ -12,6 +12,8 @@ use crate::failpoint;
 use crate::observation::{Finding, JobState, Observation};
 use crate::{FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
 
+/// The pause before another look at an ended job of which its run's owner may not know yet.
+const UNTOLD: Duration = Duration::from_secs(2);
 /// How long a job is kept whose run has not reported although the job has ended.
 const UNREPORTED: Duration = Duration::from_secs(60);
 /// How long an ended job is kept in any case. Who is about to make it once more, because the answer
@@ -356,6 +358,10 @@ impl Supervisor {
             );
             self.table
                 .look_again(&seen.job, Instant::now() + UNREPORTED);
+            return Ok(());
+        }
+        if !now && self.shared.made.is_untold(seen) {
+            self.table.look_again(&seen.job, Instant::now() + UNTOLD);
             return Ok(());
         }
         tracing::debug!("Deleting job {}", seen.job);
