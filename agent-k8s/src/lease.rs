@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// The parts of a Lease's duration after which it is renewed; with which it ends for its holder
 /// before it ends for others; and which pass before another look at one that somebody else holds.
@@ -102,7 +102,7 @@ impl Lease {
             let wait = self.state.lock().await.held_until;
             // A lease that ends while this waits has ended.
             match wait {
-                Some(until) => _ = timeout(until - Instant::now().min(until), sleep(pause)).await,
+                Some(until) => _ = timeout_at(until, sleep(pause)).await,
                 None => sleep(pause).await,
             }
             let leads;
@@ -113,11 +113,13 @@ impl Lease {
         }
     }
 
-    /// Renews the Lease or tries to get it; whether this process leads, and when to look again.
+    /// Renews the Lease or tries to get it; whether this process leads, and when to look again. What
+    /// takes longer than the Lease holds has failed.
     async fn step(&self) -> (bool, Duration) {
         let mut state = self.state.lock().await;
-        let asked = Instant::now();
-        match self.attempt(&mut state).await {
+        let until = Instant::now() + self.duration.mul_f64(1.0 - MARGIN);
+        let deadline = state.held_until.unwrap_or(until);
+        match in_time(deadline, self.attempt(&mut state)).await {
             Ok(true) => {
                 if state.held_until.is_none() {
                     let (name, namespace) = (&self.name, &self.namespace);
@@ -126,7 +128,7 @@ impl Lease {
                     );
                 }
                 state.refused = false;
-                state.held_until = Some(asked + self.duration.mul_f64(1.0 - MARGIN));
+                state.held_until = Some(until);
                 return (true, self.duration.mul_f64(RENEW));
             }
             Ok(false) => {
@@ -290,8 +292,94 @@ fn is_missing(error: &kube::Error) -> bool {
 }
 
 async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-    timeout(REQUEST, request).await.unwrap_or_else(|_| {
+    in_time(Instant::now() + REQUEST, request).await
+}
+
+async fn in_time<T>(
+    deadline: Instant,
+    attempt: impl Future<Output = kube::Result<T>>,
+) -> kube::Result<T> {
+    timeout_at(deadline, attempt).await.unwrap_or_else(|_| {
         let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time");
         Err(kube::Error::Service(Box::new(error)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http::{Method, Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const DURATION: Duration = Duration::from_secs(12);
+
+    /// What becomes of a request.
+    #[derive(Debug, Clone, Copy)]
+    enum Fate {
+        /// It is answered after this time.
+        Answered(Duration),
+        Broken,
+    }
+
+    /// An API server that has one Lease, or none.
+    #[derive(Debug, Default)]
+    struct Server {
+        lease: Mutex<Option<Value>>,
+        fates: Mutex<Vec<Fate>>,
+    }
+
+    impl Server {
+        /// A lease of 12 seconds on a server that deals with the first requests like this, and answers
+        /// the others at once.
+        fn with(fates: &[Fate]) -> Arc<Lease> {
+            let server = Arc::new(Self::default());
+            *server.fates.lock().expect("no panics") = fates.iter().rev().copied().collect();
+            let service = tower::service_fn(move |request| server.clone().answer(request));
+            let client = Client::new(service, "default");
+            Arc::new(Lease::new(client, "default", "agent", "me", DURATION))
+        }
+
+        async fn answer(
+            self: Arc<Self>,
+            request: Request<Body>,
+        ) -> std::io::Result<Response<Body>> {
+            let fate = self.fates.lock().expect("no panics").pop();
+            match fate.unwrap_or(Fate::Answered(Duration::ZERO)) {
+                Fate::Answered(after) => sleep(after).await,
+                Fate::Broken => return Err(std::io::ErrorKind::ConnectionReset.into()),
+            }
+            let reads = request.method() == Method::GET;
+            let body = request.into_body().collect_bytes().await;
+            let mut lease = self.lease.lock().expect("no panics");
+            if !reads {
+                *lease = serde_json::from_slice(&body.expect("a body")).expect("JSON");
+            }
+            let missing =
+                json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
+            let code = if lease.is_some() { 200 } else { 404 };
+            let body = lease.as_ref().unwrap_or(&missing).to_string();
+            let answer = Response::builder()
+                .status(code)
+                .body(body.into_bytes().into());
+            Ok(answer.expect("valid"))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_cannot_renew_the_lease_in_time_leads_no_longer_than_it_holds() {
+        let at_once = Fate::Answered(Duration::ZERO);
+        let slowly = Fate::Answered(Duration::from_millis(2_900));
+        // It is looked for, made and renewed; then it is renewed again, looked for and taken.
+        let fates = [at_once, at_once, at_once, Fate::Broken, slowly, slowly];
+        let mut leadership = Server::with(&fates).leadership();
+        assert_eq!(leadership.next().await, Some(true));
+        let began = Instant::now();
+        let end = timeout_at(began + DURATION, leadership.next()).await;
+        assert_eq!(end, Ok(Some(false)), "others may lead by now");
+        assert_eq!(leadership.next().await, Some(true));
+    }
 }
