@@ -78,7 +78,7 @@ pub trait JobBackend: Send + Sync + 'static {
         stream::iter([true]).chain(stream::pending()).boxed()
     }
 
-    /// Lets another replica supervise at once. Called when the agent stops.
+    /// Lets another replica supervise at once. Called when the agent stops, once it writes no more logs.
     async fn resign(&self) {}
 
     /// Notes with a job that `teller` is about to tell of findings, so that nobody else does at the

@@ -515,3 +515,40 @@ async fn what_a_run_was_failed_for_is_told_however_late_and_by_whomever() {
         }
     }
 }
+
+/// The log takes its time. A job that is gone bears no marks: whoever leads next looks into the log.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stops_leads_until_it_has_told_what_it_had_begun_to_tell() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("134", Some(source.clock.now()));
+    let first = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    let second = Running::start(cluster.agent(2));
+    sleep(Duration::from_secs(1)).await;
+    *source.writing_takes.lock().expect("no panics") = Duration::from_secs(5);
+    cluster.remove_all();
+    until("the end of the run", || source.run("134").failed.is_some()).await;
+    first.stop().await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(source.errors("134"), ["job-134/0 was deleted"]);
+    second.stop().await;
+}
+
+/// Who cannot tell all it has to tell keeps nobody waiting for that.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stops_lets_others_lead_when_the_log_is_away() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed("134", Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    source.logs_away.store(true, Ordering::SeqCst);
+    cluster.remove_all();
+    until("the end of the run", || source.run("134").failed.is_some()).await;
+    let stopped = source.clock.elapsed();
+    agent.stop().await;
+    let took = source.clock.elapsed() - stopped;
+    assert!(cluster.is_free());
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}

@@ -163,10 +163,12 @@ impl Agent {
         }
         stopping.cancel();
         tokio::join!(shared.drain(), finish(supervision));
-        // Bounded, as everything here: whoever stops the agent will not wait for ever.
-        let _ = timeout(FINISH, backend.resign()).await;
         drop(shared);
         log_writer.finish(FINISH).await;
+        // Whoever leads next looks into logs for what was told; from here on nothing is written.
+        ended.cancel();
+        // Bounded, as everything here: whoever stops the agent will not wait for ever.
+        let _ = timeout(FINISH, backend.resign()).await;
         Ok(())
     }
 }

@@ -112,6 +112,11 @@ impl Cluster {
             .is_some_and(|job| job.ends <= Instant::now())
     }
 
+    /// Whether nobody leads, or has let go of it.
+    pub fn is_free(&self) -> bool {
+        self.lease.lock().expect("no panics").is_none()
+    }
+
     /// Somebody deletes every job.
     pub fn remove_all(&self) {
         self.jobs().clear();
@@ -373,6 +378,11 @@ impl JobBackend for Replica {
             }
         })
         .boxed()
+    }
+
+    async fn resign(&self) {
+        let mut lease = self.cluster.lease.lock().expect("no panics");
+        *lease = lease.filter(|(holder, _)| *holder != self.id);
     }
 
     async fn begin_telling(

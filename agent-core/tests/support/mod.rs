@@ -108,6 +108,8 @@ pub struct Memory {
     coming: Mutex<Vec<(Instant, LogEntry)>>,
     /// No logs can be written, or read.
     pub logs_away: AtomicBool,
+    /// How long it takes to write logs.
+    pub writing_takes: Mutex<Duration>,
     /// States are told without their messages.
     pub terse: AtomicBool,
     /// What is answered to claims, and to failing runs.
@@ -136,6 +138,7 @@ impl Memory {
             late_logs: Mutex::default(),
             coming: Mutex::default(),
             logs_away: AtomicBool::new(false),
+            writing_takes: Mutex::default(),
             terse: AtomicBool::new(false),
             refuse_claims: Mutex::default(),
             refuse_failing: Mutex::default(),
@@ -323,6 +326,8 @@ impl FlowRunSource for Memory {
             self.coming.lock().expect("no panics").extend(coming);
             return Err(broken());
         }
+        let takes = *self.writing_takes.lock().expect("no panics");
+        sleep(takes).await;
         let mut after = after;
         let mut poisoned = self.poison.lock().expect("no panics");
         if let Some((run, poison)) = poisoned.clone()
