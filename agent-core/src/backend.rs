@@ -54,7 +54,9 @@ pub trait JobBackend: Send + Sync + 'static {
 
     /// What happens to the jobs: for each one that exists its present state, then
     /// [`Sighting::Complete`], and then every change. A finding stays in a job's observations for
-    /// as long as it stands, also when it was [told](Self::told). By default nothing is seen.
+    /// as long as it stands, also when it was [told](Self::told). A stream that ends is followed by
+    /// another, and jobs that this one has not shown when it is complete are taken to be
+    /// [gone](crate::Observation::gone). By default nothing is seen.
     fn observations(&self) -> BoxStream<'static, Sighting> {
         stream::iter([Sighting::Complete])
             .chain(stream::pending())

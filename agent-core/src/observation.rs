@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::{FlowRunId, LogEntry};
+use crate::{FlowRunId, LogEntry, LogLevel};
 
 /// What a backend's watch over its jobs yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,9 @@ pub enum Sighting {
     },
 }
 
+/// The logger's name of what concerns jobs; that of the Python agent.
+pub(crate) const LOGGER: &str = "k8s-infra";
+
 /// A job as it is now, with what there is to tell the run's owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
@@ -40,6 +43,45 @@ pub struct Observation {
     pub ended_at: Option<Timestamp>,
     /// What was found about it, in the order in which it is told.
     pub findings: Vec<Finding>,
+}
+
+impl Observation {
+    /// The job when it has gone since it was seen like this: with what there is left to tell of one that
+    /// had failed, or else the finding [`Finding::GONE`].
+    #[must_use]
+    pub fn gone(mut self) -> Self {
+        let job = &self.job;
+        let before = match self.state {
+            JobState::Active => Some(format!("Job {job} was gone before it had ended")),
+            JobState::Succeeded => Some(format!(
+                "Job {job} has ended and is gone, and its flow run never started"
+            )),
+            JobState::Failed | JobState::Gone => None,
+        };
+        if let Some(message) = before {
+            let entry = LogEntry {
+                flow_run_id: self.flow_run_id.clone(),
+                name: LOGGER.to_owned(),
+                message: message.clone(),
+                level: LogLevel::Error,
+                timestamp: None,
+            };
+            self.findings = vec![Finding {
+                failure: Some(message),
+                unfinished: self.state == JobState::Active,
+                unreported: self.state == JobState::Succeeded,
+                ..Finding::new(Finding::GONE, vec![entry])
+            }];
+        } else {
+            self.findings
+                .retain(|finding| !finding.told && !finding.deletes);
+            for finding in &mut self.findings {
+                finding.not_before = None;
+            }
+        }
+        self.state = JobState::Gone;
+        self
+    }
 }
 
 /// Where a job stands.
@@ -96,6 +138,9 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// The key of the finding that a job is [gone](Observation::gone).
+    pub const GONE: &str = "gone";
+
     /// A finding that is only to be told and has no consequence.
     pub fn new(key: impl Into<String>, logs: Vec<LogEntry>) -> Self {
         Self {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_core::{Error, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
@@ -465,6 +465,74 @@ async fn a_job_that_goes_during_an_outage_fails_its_run_afterwards() {
     source.faults.lock().expect("no panics").before = 0;
     until("the end of the run", || source.run("134").failed.is_some()).await;
     agent.stop().await;
+}
+
+/// The watch ends, or panics, and another one begins.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_goes_while_nothing_is_watched_takes_no_place() {
+    for panics in [false, true] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        *cluster.lasts.lock().expect("no panics") = Some(HOUR);
+        source.seed("1", Some(source.clock.now()));
+        let agent = Running::start(cluster.agent(1).max_in_flight(Some(1)));
+        until("a job", || !cluster.is_empty()).await;
+        source.seed("2", Some(source.clock.now()));
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(source.run("2").claims, 0, "there is no room");
+        match panics {
+            true => end(&cluster.watch_panics).await,
+            false => end(&cluster.watch_ends).await,
+        }
+        cluster.remove_all();
+        until("another job", || !cluster.is_empty()).await;
+        if !panics {
+            until("the end of the run", || source.run("1").failed.is_some()).await;
+        }
+        agent.stop().await;
+    }
+}
+
+/// In whatever state it was seen last, while another one led.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_goes_while_nothing_is_watched_fails_its_run() {
+    let gone = "Job job-1/0 was gone before it had ended";
+    let vanished = "Job job-1/0 has ended and is gone, and its flow run never started";
+    for (id, lasts, failed, told) in [
+        ("1", HOUR, gone, gone),
+        ("1", Duration::ZERO, vanished, vanished),
+        (
+            "3",
+            Duration::ZERO,
+            "job-3/0 failed",
+            "Pod of job-3/0 failed",
+        ),
+    ] {
+        let source = Memory::new(0);
+        let cluster = Cluster::new(&source);
+        *cluster.lasts.lock().expect("no panics") = Some(lasts);
+        cluster.silent.store(true, Ordering::SeqCst);
+        cluster.led_by_another();
+        source.seed(id, Some(source.clock.now()));
+        // Or the job is made again before it is missed.
+        let agent = cluster.agent(1).recovery(HOUR * 2, HOUR);
+        let agent = Running::start(agent);
+        until("a job", || !cluster.is_empty()).await;
+        sleep(Duration::from_secs(1)).await;
+        end(&cluster.watch_ends).await;
+        cluster.remove_all();
+        until("the end of the run", || source.run(id).failed.is_some()).await;
+        assert_eq!(source.run(id).failed.as_deref(), Some(failed));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(source.errors(id), [told]);
+        agent.stop().await;
+    }
+}
+
+/// Ends the watch.
+async fn end(how: &AtomicBool) {
+    how.store(true, Ordering::SeqCst);
+    until("the end of the watch", || !how.load(Ordering::SeqCst)).await;
 }
 
 /// Somebody ends a run and then deletes its job, which would have gone on for a while.

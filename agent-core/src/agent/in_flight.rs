@@ -59,6 +59,14 @@ impl InFlight {
         self.limit
     }
 
+    /// Jobs are watched from now on by somebody who has seen none of them.
+    pub(super) fn begin(&self) {
+        let mut counted = self.lock();
+        counted.complete = false;
+        counted.unfinished.clear();
+        counted.show();
+    }
+
     /// Notes what was seen of a job.
     pub(super) fn saw(&self, seen: &Observation) {
         let mut counted = self.lock();

@@ -45,6 +45,9 @@ pub struct Cluster {
     pub lasts: Mutex<Option<Duration>>,
     /// How often a replica began to watch.
     pub watches: AtomicUsize,
+    /// The next look at the jobs ends the watch, or panics.
+    pub watch_ends: AtomicBool,
+    pub watch_panics: AtomicBool,
     /// Nothing can be noted with a job.
     pub notes_away: AtomicBool,
     /// Jobs go when something is to be noted with them.
@@ -75,6 +78,8 @@ impl Cluster {
             look_takes: Mutex::default(),
             lasts: Mutex::default(),
             watches: AtomicUsize::new(0),
+            watch_ends: AtomicBool::new(false),
+            watch_panics: AtomicBool::new(false),
             notes_away: AtomicBool::new(false),
             goes_when_noted: AtomicBool::new(false),
             makes_lost: AtomicBool::new(false),
@@ -330,6 +335,12 @@ impl JobBackend for Replica {
                 }
                 if seen.complete {
                     sleep(Duration::from_millis(100)).await;
+                }
+                if seen.cluster.watch_ends.swap(false, Ordering::SeqCst) {
+                    return None;
+                }
+                if seen.cluster.watch_panics.swap(false, Ordering::SeqCst) {
+                    panic!("nothing can be watched");
                 }
                 let now = seen.cluster.look();
                 let gone: Vec<String> = seen

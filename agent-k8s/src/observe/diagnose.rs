@@ -27,7 +27,7 @@ const PENDING_GRACE: Duration = Duration::from_secs(1);
 const POD_GRACE: Duration = Duration::from_millis(1500);
 
 /// The key of the finding that a Job is gone.
-pub(super) const GONE: &str = "gone";
+pub(super) const GONE: &str = Finding::GONE;
 /// The key of the finding that a Job cannot make pods.
 const NO_POD: &str = "wnopod";
 /// A pause that no process lives to see the end of.

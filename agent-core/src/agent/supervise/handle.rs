@@ -9,7 +9,7 @@ use tracing::Instrument;
 use super::Supervisor;
 use super::table::{Job, Own};
 use crate::failpoint;
-use crate::observation::{Finding, JobState, Observation};
+use crate::observation::{Finding, JobState, LOGGER, Observation};
 use crate::{FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
 
 /// The pause before another look at an ended job of which its run's owner may not know yet.
@@ -36,8 +36,6 @@ const SUPERSEDED: Duration = Duration::from_secs(30);
 /// again meanwhile does not want that.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The logger's name of what concerns jobs; that of the Python agent.
-const LOGGER: &str = "k8s-infra";
 /// The key of the finding that a run has ended without its job.
 const ENDED_WITHOUT: &str = "wrun";
 

@@ -25,7 +25,7 @@ use self::states::States;
 use self::table::Table;
 use super::Shared;
 use crate::backoff::Backoff;
-use crate::observation::Sighting;
+use crate::observation::{Observation, Sighting};
 use crate::{Error, Result};
 
 /// Jobs that are handled at the same time.
@@ -54,6 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         tellings: Arc::new(Semaphore::new(tell::TELLINGS)),
         shared,
     };
+    supervisor.shared.in_flight.begin();
     tokio::select! {
         () = supervisor.lead() => {}
         never = supervisor.take_in() => match never {},
@@ -67,16 +68,16 @@ impl Supervisor {
     async fn take_in(&self) -> Infallible {
         loop {
             let mut sightings = self.shared.backend.observations();
+            self.table.begin_watch();
             while let Some(sighting) = sightings.next().await {
                 match sighting {
-                    Sighting::Job(seen) => {
-                        self.shared.in_flight.saw(&seen);
-                        let seen = Arc::new(seen);
-                        if self.table.saw(seen.clone()) {
-                            self.announce(&seen);
+                    Sighting::Job(seen) => self.saw(seen),
+                    Sighting::Complete => {
+                        for last in self.table.not_shown() {
+                            self.saw(Arc::unwrap_or_clone(last).gone());
                         }
+                        self.shared.in_flight.complete();
                     }
-                    Sighting::Complete => self.shared.in_flight.complete(),
                     Sighting::Broken { watch, reason } => {
                         self.shared.health.watch_broke(watch, reason);
                     }
@@ -84,6 +85,14 @@ impl Supervisor {
             }
             tracing::warn!("The watch over jobs has ended; it begins again");
             sleep(PAUSE).await;
+        }
+    }
+
+    fn saw(&self, seen: Observation) {
+        self.shared.in_flight.saw(&seen);
+        let seen = Arc::new(seen);
+        if self.table.saw(seen.clone()) {
+            self.announce(&seen);
         }
     }
 

@@ -61,6 +61,8 @@ pub(super) struct RunEnded {
 #[derive(Debug)]
 struct Tracked {
     latest: Arc<Observation>,
+    /// Whether the present watch has shown it.
+    shown: bool,
     turn: Turn,
     own: Own,
     /// Whether the run's state was looked at since the job appeared.
@@ -119,11 +121,13 @@ impl Table {
             Some(tracked) => {
                 let before = tracked.latest.state;
                 tracked.latest = seen;
+                tracked.shown = true;
                 Some(before)
             }
             None => {
                 let tracked = Tracked {
                     latest: seen,
+                    shown: true,
                     turn: Turn::Idle,
                     own: Own::default(),
                     looked_at: false,
@@ -142,6 +146,22 @@ impl Table {
             self.enqueue(&mut inner, &name);
         }
         before.is_none() && inner.in_term
+    }
+
+    /// A watch begins, which has shown nothing yet.
+    pub(super) fn begin_watch(&self) {
+        for tracked in self.lock().jobs.values_mut() {
+            tracked.shown = false;
+        }
+    }
+
+    /// The jobs that existed once and that the present watch has not shown.
+    pub(super) fn not_shown(&self) -> Vec<Arc<Observation>> {
+        let inner = self.lock();
+        let there = |tracked: &&Tracked| tracked.latest.state != JobState::Gone;
+        let jobs = inner.jobs.values().filter(there);
+        let missing = jobs.filter(|tracked| !tracked.shown);
+        missing.map(|tracked| tracked.latest.clone()).collect()
     }
 
     /// Has a job worked on again at a time, if it still exists then.
