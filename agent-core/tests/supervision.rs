@@ -5,7 +5,7 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use agent_core::{Error, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase};
+use agent_core::{Error, FlowRun, FlowRunSource, JobBackend, LogEntry, LogLevel, Phase, Work};
 use jiff::SignedDuration;
 use support::cluster::Cluster;
 use support::{Faults, Memory, Running, until};
@@ -419,6 +419,34 @@ async fn the_owner_of_a_run_is_told_of_a_job_whose_making_was_not_answered() {
     let logs = source.run("134").logs.into_iter();
     let told: Vec<String> = logs.map(|entry| entry.message).collect();
     assert_eq!(told, ["Submitted for execution: Job job-134/0"]);
+}
+
+/// The parts of a retry are claimed one by one. While that takes long, another replica takes those that
+/// are claimed for all of it, and makes a job for them.
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_gets_a_job_during_its_claim_gets_no_other() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    *cluster.lasts.lock().expect("no panics") = Some(HOUR);
+    source.under_way.store(true, Ordering::SeqCst);
+    *source.claims_take.lock().expect("no panics") = Duration::from_secs(15);
+    source.seed("1", None);
+    let agent = Running::start(cluster.agent(1));
+    sleep(Duration::from_secs(12)).await;
+    assert_eq!(source.run("1").claims, 0);
+    let part = FlowRun {
+        attempt: "1/0-part".to_owned(),
+        ..FlowRun::new("1", "1", Work::Flow(Box::default()))
+    };
+    cluster.replica(2).submit(&part).await.expect("no faults");
+    until("the claim", || source.run("1").claims == 1).await;
+    sleep(Duration::from_secs(60)).await;
+    let made = cluster.made.lock().expect("no panics").clone();
+    assert_eq!(made.into_keys().collect::<Vec<_>>(), ["job-1/0-part"]);
+    let told = source.run("1").logs.into_iter().map(|log| log.message);
+    let submitted = "Submitted for execution: Job job-1/0-part";
+    assert_eq!(told.collect::<Vec<_>>(), [submitted]);
+    agent.stop().await;
 }
 
 /// Everything works but the writing of logs, or of what was told.

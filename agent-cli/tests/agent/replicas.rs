@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use agent_testkit::faults::{Fault, Rule};
 use agent_testkit::{Course, FlowRunSeed, KubernetesApi, PrefectApi};
+use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 
 use crate::crashing::submissions;
@@ -150,4 +152,34 @@ async fn who_held_a_lease_that_somebody_deletes_has_it_again() {
     assert_eq!(holder(&world.kubernetes), before);
     assert!(supervises(&first.health().await));
     assert!(!supervises(&standby.health().await));
+}
+
+/// The one waits for the claim of the second task run; the other sees a claimed run without a Job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_another_replica_recovers_during_its_claim_gets_one_job() {
+    let world = World::new().await;
+    // The run was deployed by this agent before.
+    world.start(&["--max-polls", "1"]).ended().await;
+    let id = world.prefect.agents().remove(0).id;
+    let due = Timestamp::now() - SignedDuration::from_secs(60);
+    let faults = world.prefect.faults();
+    let away = |operation| Rule::new(operation, Fault::status(503));
+    let claims = faults.add(away("set_task_run_states").skip(1));
+    let seed = FlowRunSeed::new().agent_id(id);
+    world.prefect.seed_retry(seed, [due, due]);
+    let first = world.start(&[]);
+    let claiming = |api: &PrefectApi| api.request_count("set_task_run_states") >= 2;
+    let claiming = world.prefect.wait_until(PATIENCE, claiming).await;
+    assert!(claiming.is_ok(), "{}", first.output());
+
+    // What is in its own queue it would not recover.
+    faults.add(away("get_runs_in_queue"));
+    let second = world.start(&[]);
+    world
+        .cluster(&second, |api| api.creation_count() == 1)
+        .await;
+    second.signal(Signal::SIGKILL);
+    faults.remove(claims);
+    first.prints("Completed deployment").await;
+    assert_eq!(world.kubernetes.creation_count(), 1, "{}", first.output());
 }

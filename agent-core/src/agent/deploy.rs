@@ -155,7 +155,7 @@ async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option
     Ok(again.filter(|run| run.due.is_none_or(|due| due <= shared.source.now())))
 }
 
-/// The jobs of a run, before it is claimed.
+/// The jobs of a run.
 async fn jobs(shared: &Shared, run: &FlowRun, jobless: Option<&Jobless>) -> Result<Vec<JobRef>> {
     if let Some(jobless) = jobless
         && run.read_at.elapsed() <= LATE
@@ -312,14 +312,18 @@ async fn make(shared: &Shared, run: &FlowRun, claimed: Option<Moment>) -> Result
     let mut doubtful = false;
     let submission = loop {
         if !std::mem::replace(&mut fresh, false) {
-            match awaits_job(shared, run).await {
-                Ok(true) => {}
-                Ok(false) => {
+            match look(shared, run).await {
+                Ok(Found::NoJob) => {}
+                Ok(Found::Job(job)) => {
+                    let created = false;
+                    break Submission { job, created };
+                }
+                Ok(Found::Changed) => {
                     tracing::info!("Flow run {} does not wait for a job any more", run.id);
                     return Ok(None);
                 }
                 Err(error) if error.is_transient() => {
-                    tracing::warn!("Cannot read the state of flow run {}: {error}", run.id);
+                    tracing::warn!("Cannot look at flow run {} again: {error}", run.id);
                     tokio::time::sleep(backoff.pause(error.retry_after())).await;
                     continue;
                 }
@@ -375,6 +379,31 @@ async fn make(shared: &Shared, run: &FlowRun, claimed: Option<Moment>) -> Result
         submission,
         doubtful,
     }))
+}
+
+/// How a claimed run is found that is looked at before its job is made.
+enum Found {
+    NoJob,
+    /// Another replica has made this one.
+    Job(String),
+    /// It does not wait for a job any more.
+    Changed,
+}
+
+/// Looks at a claimed run. What tells an attempt at a part of a run is complete only after its claim:
+/// whoever recovers it before that makes another job.
+async fn look(shared: &Shared, run: &FlowRun) -> Result<Found> {
+    if !awaits_job(shared, run).await? {
+        return Ok(Found::Changed);
+    }
+    if !run.under_way {
+        return Ok(Found::NoJob);
+    }
+    let jobs = jobs(shared, run, None).await?.into_iter();
+    let mut unfinished = jobs.filter(|job| !job.finished);
+    // That of this attempt is found when it is made.
+    let other = unfinished.find(|job| !shared.backend.is_of(&job.name, &run.attempt));
+    Ok(other.map_or(Found::NoJob, |job| Found::Job(job.name)))
 }
 
 /// The job that there is for this attempt at a run.

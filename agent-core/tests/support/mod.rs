@@ -112,6 +112,10 @@ pub struct Memory {
     pub writing_takes: Mutex<Duration>,
     /// States are told without their messages.
     pub terse: AtomicBool,
+    /// Runs are under way when they are ready.
+    pub under_way: AtomicBool,
+    /// How long a claim takes.
+    pub claims_take: Mutex<Duration>,
     /// What is answered to claims, and to failing runs.
     pub refuse_claims: Mutex<Option<Error>>,
     pub refuse_failing: Mutex<Option<Error>>,
@@ -140,6 +144,8 @@ impl Memory {
             logs_away: AtomicBool::new(false),
             writing_takes: Mutex::default(),
             terse: AtomicBool::new(false),
+            under_way: AtomicBool::new(false),
+            claims_take: Mutex::default(),
             refuse_claims: Mutex::default(),
             refuse_failing: Mutex::default(),
             ends_asked: AtomicUsize::new(0),
@@ -194,6 +200,7 @@ impl Memory {
     fn flow_run(&self, id: &FlowRunId, stored: &Stored) -> FlowRun {
         FlowRun {
             due: stored.due,
+            under_way: self.under_way.load(Ordering::SeqCst),
             attempt: format!("{id}/{}", stored.scheduled),
             ..FlowRun::new(id.clone(), id.as_str(), Work::Flow(Box::default()))
         }
@@ -271,6 +278,8 @@ impl FlowRunSource for Memory {
         if before {
             return Err(broken());
         }
+        let takes = *self.claims_take.lock().expect("no panics");
+        sleep(takes).await;
         if let Some(error) = self.refuse_claims.lock().expect("no panics").clone() {
             return Err(error);
         }
