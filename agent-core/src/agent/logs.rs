@@ -38,14 +38,29 @@ const AWAY: Duration = Duration::from_secs(120);
 /// How long the first entry of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// An entry that waits to be written, and who waits for that.
+/// An entry that waits to be written.
 struct Item {
     entry: LogEntry,
     queued: Instant,
     /// Somebody else may have written it.
     doubtful: bool,
-    /// Dropped when the entry was written, or cannot be.
-    _settled: Box<dyn Send>,
+    settled: Box<dyn Settled>,
+}
+
+/// What waits for an entry: it is dropped when the entry was written, or cannot be.
+pub(super) trait Settled: Send {
+    /// Whether an entry that somebody else may have written is left to them.
+    fn is_left(&self) -> bool {
+        false
+    }
+}
+
+impl Settled for oneshot::Sender<()> {}
+
+impl Item {
+    fn is_doubtful(&self) -> bool {
+        self.doubtful || self.queued.elapsed() > STALE
+    }
 }
 
 #[derive(Default)]
@@ -109,19 +124,18 @@ impl LogSink {
         (Self(queue.clone()), LogWriter { queue, task })
     }
 
-    /// Hands over an entry, and what is dropped when it was written, or cannot be. Waits only while
-    /// errors alone fill the memory.
-    pub(super) async fn write(&self, entry: LogEntry, settled: impl Send + 'static) {
+    /// Hands over an entry. Waits only while errors alone fill the memory.
+    pub(super) async fn write(&self, entry: LogEntry, settled: impl Settled + 'static) {
         self.put(entry, false, Box::new(settled)).await;
     }
 
     /// The same for an entry that is written unless it is there.
-    pub(super) async fn write_if_missing(&self, entry: LogEntry, settled: impl Send + 'static) {
+    pub(super) async fn write_if_missing(&self, entry: LogEntry, settled: impl Settled + 'static) {
         self.put(entry, true, Box::new(settled)).await;
     }
 
     /// The same later, when somebody else has had the time to write it.
-    pub(super) fn write_if_missing_later(&self, entry: LogEntry, settled: impl Send + 'static) {
+    pub(super) fn write_if_missing_later(&self, entry: LogEntry, settled: impl Settled + 'static) {
         let sink = self.clone();
         let pause = sleep(others());
         self.0.later.spawn(async move {
@@ -150,12 +164,12 @@ impl LogSink {
         let _ = receiver.await;
     }
 
-    async fn put(&self, entry: LogEntry, doubtful: bool, settled: Box<dyn Send>) {
+    async fn put(&self, entry: LogEntry, doubtful: bool, settled: Box<dyn Settled>) {
         let mut item = Item {
             entry,
             queued: Instant::now(),
             doubtful,
-            _settled: settled,
+            settled,
         };
         loop {
             let drained = self.0.drained.notified();
@@ -330,8 +344,8 @@ impl Writer {
     async fn try_deliver(&self, batch: &mut Vec<Item>) -> crate::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
         let mut failures = 0;
-        let doubtful = |item: &Item| item.doubtful || item.queued.elapsed() > STALE;
-        if batch.iter().any(doubtful) {
+        leave_to_others(batch);
+        if batch.iter().any(Item::is_doubtful) {
             let late = Error::transient("the entries have waited for long");
             self.keep_unwritten(batch, &mut backoff, late, Duration::ZERO)
                 .await?;
@@ -357,6 +371,7 @@ impl Writer {
             self.keep_unwritten(batch, &mut backoff, error.clone(), slow)
                 .await?;
             failures += 1;
+            leave_to_others(batch);
             if failures == SUSPECT && !batch.is_empty() {
                 return Err(error);
             }
@@ -419,6 +434,11 @@ impl Writer {
     }
 }
 
+/// Drops what is left to others.
+fn leave_to_others(batch: &mut Vec<Item>) {
+    batch.retain(|item| !item.is_doubtful() || !item.settled.is_left());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,7 +455,7 @@ mod tests {
             entry,
             queued: Instant::now(),
             doubtful: false,
-            _settled: Box::new(()),
+            settled: Box::new(oneshot::channel().0),
         }
     }
 

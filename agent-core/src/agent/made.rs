@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::logs::Settled;
 use crate::FlowRunId;
 use crate::observation::Observation;
 
@@ -22,6 +23,8 @@ struct Known {
     made: HashMap<String, Instant>,
     /// How many are about to tell of a job.
     untold: HashMap<String, usize>,
+    /// Whether this process tells of what others have made.
+    leads: bool,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +60,11 @@ impl Made {
         let making = known.making.get_mut(&seen.flow_run_id);
         let jobs = making.map(|jobs| jobs.push(seen.job.clone()));
         jobs.is_some()
+    }
+
+    /// Notes whether this process tells of what others have made.
+    pub(super) fn leads(&self, leads: bool) {
+        self.lock().leads = leads;
     }
 
     /// Somebody is about to tell of a job.
@@ -102,6 +110,18 @@ impl Making<'_> {
 impl Drop for Making<'_> {
     fn drop(&mut self) {
         self.made.lock().making.remove(self.run);
+    }
+}
+
+impl Settled for Untold {
+    /// Whoever leads tells of every job of which nobody else has told in time: two who tell of one at
+    /// the same time would not know of each other.
+    fn is_left(&self) -> bool {
+        let mut known = self.made.lock();
+        if !known.leads {
+            known.made.remove(&self.job);
+        }
+        !known.leads
     }
 }
 

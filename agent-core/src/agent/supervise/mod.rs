@@ -106,7 +106,7 @@ impl Supervisor {
                 () = stopping.cancelled() => return,
                 () = self.until(&mut leadership, true) => {}
             }
-            self.shared.health.leads(true);
+            self.leads(true);
             tokio::select! {
                 biased;
                 () = self.term() => return,
@@ -115,8 +115,13 @@ impl Supervisor {
             self.table.end_term();
             self.announcements.clear();
             tracing::info!("This replica does not supervise the jobs any more");
-            self.shared.health.leads(false);
+            self.leads(false);
         }
+    }
+
+    fn leads(&self, leads: bool) {
+        self.shared.made.leads(leads);
+        self.shared.health.leads(leads);
     }
 
     /// Waits until this process leads, or does not.
