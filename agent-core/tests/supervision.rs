@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,16 @@ use tokio::time::sleep;
 
 const RUNS: usize = 40;
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// A run, what has its job, and the agent that has made it.
+async fn one_job(run: &str) -> (Arc<Memory>, Arc<Cluster>, Running) {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    source.seed(run, Some(source.clock.now()));
+    let agent = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    (source, cluster, agent)
+}
 
 /// Whatever breaks and whoever dies, every run ends as its job did, each failed job is reported
 /// once, and every job is deleted. Each seed is another interleaving.
@@ -96,11 +107,7 @@ async fn tell_of_run_3(source: &Memory) {
 /// A teller that is only slow has sent its words just before it was taken for dead.
 #[tokio::test(start_paused = true)]
 async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    source.seed("3", Some(source.clock.now()));
-    let agent = Running::start(cluster.agent(1));
-    until("a job", || !cluster.is_empty()).await;
+    let (source, cluster, agent) = one_job("3").await;
     cluster.begun_by("slow", "p");
     until("another teller", || !cluster.is_told_by("slow", "p")).await;
     tell_of_run_3(&source).await;
@@ -156,11 +163,7 @@ async fn what_was_told_of_a_job_that_has_just_gone_is_not_told_again() {
 /// Between two terms of one replica, another leads and begins to tell what a dead one had begun.
 #[tokio::test(start_paused = true)]
 async fn a_teller_is_given_its_time_in_every_term() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    source.seed("3", Some(source.clock.now()));
-    let agent = Running::start(cluster.agent(1));
-    until("a job", || !cluster.is_empty()).await;
+    let (source, cluster, agent) = one_job("3").await;
     cluster.begun_by("dead", "p");
     sleep(Duration::from_secs(10)).await;
     cluster.led_by_another();
@@ -308,11 +311,7 @@ async fn a_run_that_is_scheduled_again_while_it_is_about_to_be_failed_stays_so()
 /// What is tried first is lost; then the run turns out to have ended otherwise.
 #[tokio::test(start_paused = true)]
 async fn a_run_that_ends_while_it_cannot_be_failed_is_not_told_of_a_failure() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    source.seed("134", Some(source.clock.now()));
-    let agent = Running::start(cluster.agent(1));
-    until("a job", || !cluster.is_empty()).await;
+    let (source, cluster, agent) = one_job("134").await;
     let refuse = |error| *source.refuse_failing.lock().expect("no panics") = error;
     refuse(Some(Error::transient("away")));
     cluster.remove_all();
@@ -482,11 +481,7 @@ async fn what_cannot_be_told_or_noted_holds_up_nothing_and_is_told_afterwards() 
 /// While the source is away, a job is deleted by hand.
 #[tokio::test(start_paused = true)]
 async fn a_job_that_goes_during_an_outage_fails_its_run_afterwards() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    source.seed("134", Some(source.clock.now()));
-    let agent = Running::start(cluster.agent(1));
-    until("a job", || !cluster.is_empty()).await;
+    let (source, cluster, agent) = one_job("134").await;
     source.faults.lock().expect("no panics").before = 100;
     cluster.remove_all();
     sleep(Duration::from_secs(300)).await;
@@ -566,11 +561,7 @@ async fn end(how: &AtomicBool) {
 /// Somebody ends a run and then deletes its job, which would have gone on for a while.
 #[tokio::test(start_paused = true)]
 async fn a_job_that_goes_after_the_end_of_its_run_is_no_news() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    source.seed("134", Some(source.clock.now()));
-    let agent = Running::start(cluster.agent(1));
-    until("a job", || !cluster.is_empty()).await;
+    let (source, cluster, agent) = one_job("134").await;
     source.update("134", |run| run.phase = Phase::Finished);
     cluster.remove_all();
     sleep(Duration::from_secs(60)).await;
@@ -634,11 +625,7 @@ async fn a_replica_that_stops_leads_until_it_has_told_what_it_had_begun_to_tell(
 /// Who cannot tell all it has to tell keeps nobody waiting for that.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_stops_lets_others_lead_when_the_log_is_away() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
-    source.seed("134", Some(source.clock.now()));
-    let agent = Running::start(cluster.agent(1));
-    until("a job", || !cluster.is_empty()).await;
+    let (source, cluster, agent) = one_job("134").await;
     source.logs_away.store(true, Ordering::SeqCst);
     cluster.remove_all();
     until("the end of the run", || source.run("134").failed.is_some()).await;

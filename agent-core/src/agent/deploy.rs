@@ -408,8 +408,7 @@ async fn look(shared: &Shared, run: &FlowRun) -> Result<Found> {
 
 /// The job that there is for this attempt at a run.
 async fn made_already(shared: &Shared, run: &FlowRun) -> Result<Option<String>> {
-    let jobs = shared.backend.jobs(std::slice::from_ref(&run.id)).await?;
-    let mut jobs = jobs.into_values().flatten();
+    let mut jobs = jobs(shared, run, None).await?.into_iter();
     let job = jobs.find(|job| shared.backend.is_of(&job.name, &run.attempt));
     Ok(job.map(|job| job.name))
 }

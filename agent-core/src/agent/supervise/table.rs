@@ -378,6 +378,15 @@ impl Inner {
     }
 }
 
+/// A supervision that failed is followed by another, which counts them anew.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for job in self.jobs.values() {
+            count(Some(job.latest.state), JobState::Gone);
+        }
+    }
+}
+
 /// Keeps the numbers of jobs by state.
 fn count(before: Option<JobState>, now: JobState) {
     let gauge = |state| {
@@ -397,5 +406,37 @@ fn count(before: Option<JobState>, now: JobState) {
     }
     if let Some(gauge) = gauge(now) {
         gauge.increment(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn jobs_are_counted_once_when_the_supervision_begins_again() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let seen = Observation {
+            job: "job".to_owned(),
+            flow_run_id: "run".into(),
+            state: JobState::Active,
+            own: true,
+            created_at: None,
+            ended_at: None,
+            findings: Vec::new(),
+        };
+        metrics::with_local_recorder(&recorder, || {
+            for _ in 0..2 {
+                let table = Table::default();
+                table.saw(Arc::new(seen.clone()));
+                let shown = recorder.handle().render();
+                assert!(
+                    shown.contains("prefect_agent_jobs{state=\"active\"} 1\n"),
+                    "{shown}"
+                );
+            }
+        });
     }
 }
