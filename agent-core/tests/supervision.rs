@@ -385,6 +385,24 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
     }
 }
 
+/// Somebody else may be about to write the same.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stops_leaves_it_to_the_next_to_tell_of_what_it_may_have_made() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    cluster.makes_lost.store(true, Ordering::SeqCst);
+    *cluster.lasts.lock().expect("no panics") = Some(HOUR);
+    source.seed("134", Some(source.clock.now()));
+    let first = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    first.stop().await;
+    assert_eq!(source.run("134").logs, []);
+    let next = Running::start(cluster.agent(2));
+    sleep(Duration::from_secs(60)).await;
+    next.stop().await;
+    assert_eq!(source.run("134").logs.len(), 1);
+}
+
 /// It ends at once, and would be deleted before the next one who looks for what is missing.
 #[tokio::test(start_paused = true)]
 async fn the_owner_of_a_run_is_told_of_a_short_job_whose_maker_died() {

@@ -25,6 +25,8 @@ struct Known {
     untold: HashMap<String, usize>,
     /// Whether this process tells of what others have made.
     leads: bool,
+    /// Whether jobs are seen, so that whoever leads next can tell of them.
+    seen: bool,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +67,17 @@ impl Made {
     /// Notes whether this process tells of what others have made.
     pub(super) fn leads(&self, leads: bool) {
         self.lock().leads = leads;
+    }
+
+    /// A job was seen.
+    pub(super) fn saw(&self) {
+        self.lock().seen = true;
+    }
+
+    /// The agent stops: what cannot be told at once is told by whoever leads next.
+    pub(super) fn stop(&self) {
+        let mut known = self.lock();
+        known.leads &= !known.seen;
     }
 
     /// Somebody is about to tell of a job.

@@ -163,6 +163,7 @@ impl Agent {
         }
         stopping.cancel();
         tokio::join!(shared.drain(), finish(supervision));
+        shared.made.stop();
         drop(shared);
         log_writer.finish(FINISH).await;
         // Whoever leads next looks into logs for what was told; from here on nothing is written.

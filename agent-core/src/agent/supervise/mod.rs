@@ -90,6 +90,7 @@ impl Supervisor {
 
     fn saw(&self, seen: Observation) {
         self.shared.in_flight.saw(&seen);
+        self.shared.made.saw();
         let seen = Arc::new(seen);
         if self.table.saw(seen.clone()) {
             self.announce(&seen);
