@@ -37,7 +37,7 @@ pub struct Observation {
     pub state: JobState,
     /// Whether it was made by an agent with the labels of this one.
     pub own: bool,
-    /// When it was made, if that is known.
+    /// When it was made, if that is known. Without it, only whoever has made the job tells of it.
     pub created_at: Option<Timestamp>,
     /// When it ended, if it has and if that is known.
     pub ended_at: Option<Timestamp>,

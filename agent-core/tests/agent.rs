@@ -412,6 +412,23 @@ async fn two_replicas_that_take_a_job_for_theirs_tell_of_it_once() {
     assert_eq!(told_of_an_unanswered_job(false).await, 1);
 }
 
+/// Its owner, who has not mended what it failed for, starts it once more.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_fails_again_is_told_of_again() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    *jobs.refuse.lock().expect("no panics") = Some(Error::permanent("no such template"));
+    let agent = Running::start(Agent::builder(source.clone(), jobs));
+    for times in 1..=2 {
+        until("the failure", || source.run("a").phase == Phase::Finished).await;
+        assert_eq!(source.errors("a").len(), times);
+        source.update("a", |run| {
+            (run.phase, run.scheduled) = (Phase::Scheduled, run.scheduled + 1);
+        });
+    }
+    agent.stop().await;
+}
+
 /// The job that was made fills the quota, or its template cannot be read any more.
 #[tokio::test(start_paused = true)]
 async fn a_run_is_not_failed_for_a_job_that_cannot_be_made_once_more() {

@@ -390,7 +390,7 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
 async fn a_replica_that_stops_leaves_it_to_the_next_to_tell_of_what_it_may_have_made() {
     let source = Memory::new(0);
     let cluster = Cluster::new(&source);
-    cluster.makes_lost.store(true, Ordering::SeqCst);
+    *cluster.makes_lost.lock().expect("no panics") = Some(Duration::from_secs(5));
     *cluster.lasts.lock().expect("no panics") = Some(HOUR);
     source.seed("134", Some(source.clock.now()));
     let first = Running::start(cluster.agent(1));
@@ -403,9 +403,34 @@ async fn a_replica_that_stops_leaves_it_to_the_next_to_tell_of_what_it_may_have_
     assert_eq!(source.run("134").logs.len(), 1);
 }
 
-/// It ends at once, and would be deleted before the next one who looks for what is missing.
+/// It ends at once, and would be deleted before the next one who looks for what is missing, which may
+/// be an agent with other labels.
 #[tokio::test(start_paused = true)]
 async fn the_owner_of_a_run_is_told_of_a_short_job_whose_maker_died() {
+    for others in [false, true] {
+        let (source, cluster, agent) = a_short_job_of_another().await;
+        cluster.others.store(others, Ordering::SeqCst);
+        until("the end of the job", || cluster.is_empty()).await;
+        let told = source.run("1").logs.into_iter().map(|entry| entry.message);
+        let told: Vec<String> = told.collect();
+        assert_eq!(told, ["Submitted for execution: Job job-1/0"]);
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_of_which_nothing_can_be_told_is_deleted_at_last() {
+    let (source, cluster, agent) = a_short_job_of_another().await;
+    source.logs_away.store(true, Ordering::SeqCst);
+    sleep(HOUR / 2).await;
+    assert!(!cluster.is_empty());
+    sleep(HOUR).await;
+    assert!(cluster.is_empty());
+    agent.stop().await;
+}
+
+/// A job whose run does not last, and whose maker has died at once; the agent that leads.
+async fn a_short_job_of_another() -> (Arc<Memory>, Arc<Cluster>, Running) {
     let source = Memory::new(0);
     let cluster = Cluster::new(&source);
     *cluster.lasts.lock().expect("no panics") = Some(Duration::ZERO);
@@ -415,11 +440,7 @@ async fn the_owner_of_a_run_is_told_of_a_short_job_whose_maker_died() {
     let claimed = source.claimed_runs(&["1".into()]).await;
     let run = claimed.expect("no faults").remove(0);
     cluster.replica(2).submit(&run).await.expect("no faults");
-    until("the end of the job", || cluster.is_empty()).await;
-    let told = source.run("1").logs.into_iter().map(|entry| entry.message);
-    let told: Vec<String> = told.collect();
-    assert_eq!(told, ["Submitted for execution: Job job-1/0"]);
-    agent.stop().await;
+    (source, cluster, agent)
 }
 
 /// The flow has begun when its job's maker learns that it will get no answer.
@@ -427,7 +448,7 @@ async fn the_owner_of_a_run_is_told_of_a_short_job_whose_maker_died() {
 async fn the_owner_of_a_run_is_told_of_a_job_whose_making_was_not_answered() {
     let source = Memory::new(0);
     let cluster = Cluster::new(&source);
-    cluster.makes_lost.store(true, Ordering::SeqCst);
+    *cluster.makes_lost.lock().expect("no panics") = Some(Duration::from_secs(5));
     *cluster.lasts.lock().expect("no panics") = Some(HOUR);
     source.seed("134", Some(source.clock.now()));
     let agent = Running::start(cluster.agent(1));
@@ -619,6 +640,29 @@ async fn what_a_run_was_failed_for_is_told_however_late_and_by_whomever() {
             }
         }
     }
+}
+
+/// It finishes what it has begun, which takes longer than it may lead without a sign of life.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stops_leads_until_it_has_ended() {
+    let source = Memory::new(0);
+    let cluster = Cluster::new(&source);
+    *cluster.makes_lost.lock().expect("no panics") = Some(Duration::from_secs(18));
+    source.seed("134", Some(source.clock.now()));
+    let first = Running::start(cluster.agent(1));
+    until("a job", || !cluster.is_empty()).await;
+    let second = Running::start(cluster.agent(2));
+    let mut leaders = Vec::new();
+    let watching = async {
+        for _ in 0..16 {
+            sleep(Duration::from_secs(1)).await;
+            leaders.push(cluster.leader());
+        }
+    };
+    tokio::join!(first.stop(), watching);
+    assert_eq!(leaders, [Some(1); 16]);
+    until("the other one leads", || cluster.leader() == Some(2)).await;
+    second.stop().await;
 }
 
 /// The log takes its time. A job that is gone bears no marks: whoever leads next looks into the log.

@@ -17,9 +17,11 @@ use kube::{Client, ResourceExt};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The parts of a Lease's duration after which it is renewed; with which it ends for its holder
-/// before it ends for others; and which pass before another look at one that somebody else holds.
+/// The parts of a Lease's duration after which it is renewed; which pass before that is tried again;
+/// with which it ends for its holder before it ends for others; and which pass before another look at
+/// one that somebody else holds.
 const RENEW: f64 = 7.0 / 12.0;
+const AGAIN: f64 = 0.5 / 12.0;
 const MARGIN: f64 = 2.0 / 12.0;
 const RETRY: f64 = 2.5 / 12.0;
 /// How long one request may take.
@@ -157,7 +159,8 @@ impl Lease {
         if !holds {
             state.held_until = None;
         }
-        (holds || state.refused, self.duration.mul_f64(RETRY))
+        let pause = if holds { AGAIN } else { RETRY };
+        (holds || state.refused, self.duration.mul_f64(pause))
     }
 
     /// One attempt; whether the Lease is ours.
@@ -381,5 +384,15 @@ mod tests {
         let end = timeout_at(began + DURATION, leadership.next()).await;
         assert_eq!(end, Ok(Some(false)), "others may lead by now");
         assert_eq!(leadership.next().await, Some(true));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn one_renewal_that_fails_ends_no_leadership() {
+        let at_once = Fate::Answered(Duration::ZERO);
+        let later = Fate::Answered(Duration::from_millis(300));
+        let fates = [at_once, at_once, at_once, Fate::Broken, later, later];
+        let mut leadership = Server::with(&fates).leadership();
+        assert_eq!(leadership.next().await, Some(true));
+        let end = timeout_at(Instant::now() + DURATION * 5, leadership.next()).await;
+        assert!(end.is_err(), "{end:?}");
     }
 }

@@ -66,7 +66,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, due: Opti
             Ok(None) => {}
             Ok(Some(respite)) => rest(&shared, &held, respite).await,
             Err(error) => {
-                if !give_up(&shared, &run, error).await {
+                if !give_up(&shared, &run, error, false).await {
                     rest(&shared, &held, LONGEST_RESPITE).await;
                 }
             }
@@ -103,7 +103,7 @@ pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
         held.enter(Stage::Claimed);
         let place = shared.in_flight.enter_now(&run.id);
         if let Err(error) = submit(&shared, &run, place, None).await {
-            give_up(&shared, &run, error).await;
+            give_up(&shared, &run, error, true).await;
         }
     }
     .instrument(span)
@@ -439,14 +439,20 @@ fn count_deployment(outcome: &'static str) {
 
 /// Fails a run that can never be deployed, after telling its owner why; whether that is over. If it
 /// is not, a later poll finds the run again, or the recovery does.
-async fn give_up(shared: &Shared, run: &FlowRun, error: Error) -> bool {
+async fn give_up(shared: &Shared, run: &FlowRun, error: Error, recovered: bool) -> bool {
     let message = error.to_string();
     tracing::error!("Cannot deploy flow run {}: {message}", run.id);
     if shared.refusals.is_to_be_told(&run.id) {
         let told = entry(shared, &run.id, LogLevel::Error, message.clone());
-        // The reason before the state, unless the log takes its time. A process that died may have
-        // told of it.
-        let _ = timeout(REASON, shared.logs.written_if_missing(told)).await;
+        // The reason before the state, unless the log takes its time.
+        let telling = async {
+            match recovered {
+                // The process that died may have told of it.
+                true => shared.logs.written_if_missing(told).await,
+                false => shared.logs.written(vec![told]).await,
+            }
+        };
+        let _ = timeout(REASON, telling).await;
     }
     failpoint::reached("before-give-up");
     let failed = fail(shared, run, &message).await;

@@ -49,8 +49,8 @@ struct Item {
 
 /// What waits for an entry: it is dropped when the entry was written, or cannot be.
 pub(super) trait Settled: Send {
-    /// Whether an entry that somebody else may have written is left to them.
-    fn is_left(&self) -> bool {
+    /// Leaves an entry that somebody else may have written to them, if they see to it.
+    fn leave(&self) -> bool {
         false
     }
 }
@@ -350,7 +350,11 @@ impl Writer {
             self.keep_unwritten(batch, &mut backoff, late, Duration::ZERO)
                 .await?;
         }
-        while !batch.is_empty() {
+        loop {
+            leave_to_others(batch);
+            if batch.is_empty() {
+                return Ok(());
+            }
             let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
             let began = Instant::now();
             let error = match self.source.write_logs(&entries).await {
@@ -371,12 +375,10 @@ impl Writer {
             self.keep_unwritten(batch, &mut backoff, error.clone(), slow)
                 .await?;
             failures += 1;
-            leave_to_others(batch);
             if failures == SUSPECT && !batch.is_empty() {
                 return Err(error);
             }
         }
-        Ok(())
     }
 
     fn answers(&self) {
@@ -436,7 +438,7 @@ impl Writer {
 
 /// Drops what is left to others.
 fn leave_to_others(batch: &mut Vec<Item>) {
-    batch.retain(|item| !item.is_doubtful() || !item.settled.is_left());
+    batch.retain(|item| !item.is_doubtful() || !item.settled.leave());
 }
 
 #[cfg(test)]

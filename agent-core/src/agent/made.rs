@@ -13,16 +13,20 @@ use crate::observation::Observation;
 
 /// How long a job may take to be seen after it was made.
 const UNSEEN: Duration = Duration::from_secs(60);
-/// Names that are kept before those which were never seen are looked for.
+/// Names that are kept in any case.
 const MANY: usize = 1024;
+/// How long a job is kept for the sake of what is to be told of it.
+const TELLS: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Default)]
 struct Known {
     /// With the jobs that were seen first meanwhile.
     making: HashMap<FlowRunId, Vec<String>>,
     made: HashMap<String, Instant>,
-    /// How many are about to tell of a job.
-    untold: HashMap<String, usize>,
+    /// How many are about to tell of a job, and since when somebody is.
+    untold: HashMap<String, (usize, Instant)>,
+    /// How many names may be kept before those which were never seen are looked for.
+    many: usize,
     /// Whether this process tells of what others have made.
     leads: bool,
     /// Whether jobs are seen, so that whoever leads next can tell of them.
@@ -82,7 +86,10 @@ impl Made {
 
     /// Somebody is about to tell of a job.
     pub(super) fn untold(self: &Arc<Self>, job: &str) -> Untold {
-        *self.lock().untold.entry(job.to_owned()).or_default() += 1;
+        let mut known = self.lock();
+        let tellers = known.untold.entry(job.to_owned());
+        tellers.or_insert_with(|| (0, Instant::now())).0 += 1;
+        drop(known);
         Untold {
             job: job.to_owned(),
             made: self.clone(),
@@ -93,7 +100,9 @@ impl Made {
     pub(super) fn is_untold(&self, seen: &Observation) -> bool {
         let known = self.lock();
         let making = known.making.get(&seen.flow_run_id);
-        known.untold.contains_key(&seen.job) || making.is_some_and(|jobs| jobs.contains(&seen.job))
+        let untold = known.untold.get(&seen.job);
+        untold.is_some_and(|(_, since)| since.elapsed() < TELLS)
+            || making.is_some_and(|jobs| jobs.contains(&seen.job))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -110,8 +119,9 @@ impl Making<'_> {
             return seen;
         };
         if !seen.contains(job) {
-            if known.made.len() >= MANY {
+            if known.made.len() >= known.many.max(MANY) {
                 known.made.retain(|_, at| at.elapsed() < UNSEEN);
+                known.many = known.made.len() * 2;
             }
             known.made.insert(job.clone(), Instant::now());
         }
@@ -129,7 +139,7 @@ impl Drop for Making<'_> {
 impl Settled for Untold {
     /// Whoever leads tells of every job of which nobody else has told in time: two who tell of one at
     /// the same time would not know of each other.
-    fn is_left(&self) -> bool {
+    fn leave(&self) -> bool {
         let mut known = self.made.lock();
         if !known.leads {
             known.made.remove(&self.job);
@@ -142,8 +152,8 @@ impl Drop for Untold {
     fn drop(&mut self) {
         let mut known = self.made.lock();
         if let Some(tellers) = known.untold.get_mut(&self.job) {
-            *tellers -= 1;
-            if *tellers == 0 {
+            tellers.0 -= 1;
+            if tellers.0 == 0 {
                 known.untold.remove(&self.job);
             }
         }

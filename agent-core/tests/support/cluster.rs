@@ -52,8 +52,10 @@ pub struct Cluster {
     pub notes_away: AtomicBool,
     /// Jobs go when something is to be noted with them.
     pub goes_when_noted: AtomicBool,
-    /// Every job is made, but that is never answered.
-    pub makes_lost: AtomicBool,
+    /// Jobs are of agents with other labels.
+    pub others: AtomicBool,
+    /// Every job is made, but for so long that is not answered, and then it fails.
+    pub makes_lost: Mutex<Option<Duration>>,
     /// It is never answered that a turn was taken over.
     pub take_overs_lost: AtomicBool,
     /// Flows report nothing.
@@ -82,7 +84,8 @@ impl Cluster {
             watch_panics: AtomicBool::new(false),
             notes_away: AtomicBool::new(false),
             goes_when_noted: AtomicBool::new(false),
-            makes_lost: AtomicBool::new(false),
+            others: AtomicBool::new(false),
+            makes_lost: Mutex::default(),
             take_overs_lost: AtomicBool::new(false),
             silent: AtomicBool::new(false),
         })
@@ -115,6 +118,13 @@ impl Cluster {
         self.jobs()
             .get(job)
             .is_some_and(|job| job.ends <= Instant::now())
+    }
+
+    /// The replica that leads.
+    pub fn leader(&self) -> Option<u64> {
+        let lease = self.lease.lock().expect("no panics");
+        let holds = lease.filter(|(_, renewed)| renewed.elapsed() < LEASE);
+        holds.map(|(id, _)| id)
     }
 
     /// Whether nobody leads, or has let go of it.
@@ -196,7 +206,7 @@ impl Cluster {
                 job: name.clone(),
                 flow_run_id: job.run.clone(),
                 state,
-                own: true,
+                own: !self.others.load(Ordering::SeqCst),
                 created_at: Some(job.created_at),
                 ended_at: None,
                 findings,
@@ -280,8 +290,9 @@ impl JobBackend for Replica {
             }
             created
         };
-        if self.cluster.makes_lost.load(Ordering::SeqCst) {
-            sleep(Duration::from_secs(5)).await;
+        let makes_lost = *self.cluster.makes_lost.lock().expect("no panics");
+        if let Some(after) = makes_lost {
+            sleep(after).await;
             return Err(Error::transient("connection broken"));
         }
         lost(after)?;

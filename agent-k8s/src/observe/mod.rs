@@ -29,7 +29,7 @@ use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
 /// field managers takes 10 KB there.
 const PAGE: u32 = 200;
 /// How long the events may take to be listed before the rest is told without them.
-const EVENTS: Duration = Duration::from_secs(20);
+const EVENTS: Duration = Duration::from_secs(5);
 
 /// What is seen of the Jobs in a namespace; a watch that breaks begins again by itself. `labels`
 /// are those of the agent, as its Jobs tell them.

@@ -1,7 +1,7 @@
 //! Sees to it that owners are told of jobs that other processes have made: these may have died before
 //! they told of them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,16 +11,16 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Supervisor;
-use crate::LogEntry;
 use crate::agent::made::Untold;
 use crate::agent::{deploy, logs};
 use crate::observation::{JobState, Observation};
+use crate::{FlowRunId, LogEntry, Result};
 
 /// Older jobs are not told of: whoever made them has lived to do it, or was replaced long ago.
 const YOUNG: SignedDuration = SignedDuration::from_hours(1);
 /// Jobs that are looked for in the logs of their runs at once, and the pause after that: one who begins to
 /// lead may find thousands, and what fails meanwhile is told first.
-const BATCH: usize = 100;
+const BATCH: usize = 250;
 const PAUSE: Duration = Duration::from_millis(250);
 
 type Waiting = (Instant, Arc<Observation>, Untold);
@@ -84,16 +84,21 @@ impl Announcements {
 }
 
 impl Supervisor {
-    /// Has the owner of a run told of a job that another process has made, if it is young.
+    /// Has the owner of a run told of a job that another process has made, if it is young. Agents with
+    /// other labels may have made it: one replica of all leads.
     pub(super) fn announce(&self, seen: &Arc<Observation>) {
         let shared = &self.shared;
-        let young = |at| shared.source.now().duration_since(at) <= YOUNG;
-        let young = seen.created_at.is_some_and(young);
-        if !young || !seen.own || seen.state == JobState::Gone || shared.made.is_ours(seen) {
+        if !self.is_young(seen) || seen.state == JobState::Gone || shared.made.is_ours(seen) {
             return;
         }
         let untold = shared.made.untold(&seen.job);
         self.announcements.put(seen.clone(), untold);
+    }
+
+    fn is_young(&self, seen: &Observation) -> bool {
+        let now = self.shared.source.now();
+        let young = |at| now.duration_since(at) <= YOUNG;
+        seen.created_at.is_some_and(young)
     }
 
     /// Tells of what is due, as long as this process leads.
@@ -106,31 +111,53 @@ impl Supervisor {
     }
 
     async fn tell_of(&self, jobs: Vec<(Arc<Observation>, Untold)>) {
-        let entries = jobs
-            .iter()
-            .map(|(seen, _)| deploy::submitted(&self.shared, &seen.flow_run_id, &seen.job));
-        let entries: Vec<LogEntry> = entries.collect();
-        let there = match self.shared.source.logged(&entries).await {
-            Ok(there) => there,
-            Err(error) if error.is_transient() => {
+        let missing = match self.missing(&jobs).await {
+            Ok(missing) => missing,
+            Err(error) => {
                 tracing::warn!(
                     "Cannot read whether owners were told of {} jobs: {error}",
                     jobs.len()
                 );
                 // Behind all others: it may be one of these that makes it fail.
                 for (seen, untold) in jobs {
-                    self.announcements.put(seen, untold);
+                    if self.is_young(&seen) {
+                        self.announcements.put(seen, untold);
+                    }
                 }
                 return;
             }
-            // A source that cannot tell: rather twice than never.
-            Err(_) => Vec::new(),
         };
-        let mut there = there.into_iter();
-        for ((_, untold), entry) in jobs.into_iter().zip(entries) {
-            if !there.next().unwrap_or(false) {
+        for ((_, untold), entry) in jobs.into_iter().zip(missing) {
+            if let Some(entry) = entry {
                 self.shared.logs.write_if_missing(entry, untold).await;
             }
         }
+    }
+
+    /// What there is to tell of each of these jobs of which it was not told.
+    async fn missing(&self, jobs: &[(Arc<Observation>, Untold)]) -> Result<Vec<Option<LogEntry>>> {
+        let source = &self.shared.source;
+        let submitted =
+            |seen: &Observation| deploy::submitted(&self.shared, &seen.flow_run_id, &seen.job);
+        let entries: Vec<LogEntry> = jobs.iter().map(|(seen, _)| submitted(seen)).collect();
+        let mut there = match source.logged(&entries).await {
+            Err(error) if error.is_transient() => return Err(error),
+            // A source that cannot tell: rather twice than never.
+            there => there.unwrap_or_default(),
+        };
+        there.resize(entries.len(), false);
+        let missing = entries.iter().zip(&there).filter(|(_, there)| !**there);
+        let runs: Vec<FlowRunId> = missing
+            .map(|(entry, _)| entry.flow_run_id.clone())
+            .collect();
+        let known = match runs.is_empty() {
+            true => HashMap::new(),
+            // Agents of another server may use the namespace, too.
+            false => source.states(&runs).await?,
+        };
+        let is_missing = |(entry, there): (LogEntry, bool)| {
+            Some(entry).filter(|entry| !there && known.contains_key(&entry.flow_run_id))
+        };
+        Ok(entries.into_iter().zip(there).map(is_missing).collect())
     }
 }

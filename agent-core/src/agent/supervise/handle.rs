@@ -82,6 +82,10 @@ impl Supervisor {
         if due.is_empty() && !delete {
             return Ok(None);
         }
+        if due.is_empty() && self.shared.made.is_untold(&seen) {
+            // Afterwards nobody would know that there was a job to tell of.
+            return Ok(Some(UNTOLD));
+        }
         let run = &seen.flow_run_id;
         let read_at = Moment::now();
         let state = || self.states.of(run);

@@ -101,6 +101,7 @@ impl Supervisor {
     async fn lead(&self) {
         let stopping = &self.shared.stopping;
         let mut leadership = self.shared.backend.leadership();
+        self.leads(false);
         loop {
             tokio::select! {
                 biased;
@@ -108,10 +109,17 @@ impl Supervisor {
                 () = self.until(&mut leadership, true) => {}
             }
             self.leads(true);
-            tokio::select! {
+            let ended = tokio::select! {
                 biased;
-                () = self.term() => return,
-                () = self.until(&mut leadership, false) => {}
+                () = self.term() => true,
+                () = self.until(&mut leadership, false) => false,
+            };
+            if ended {
+                // Nobody else is to lead before the last words are written.
+                let ended = self.shared.ended.clone();
+                let leading = async move { while leadership.next().await.is_some() {} };
+                tokio::spawn(ended.run_until_cancelled_owned(leading));
+                return;
             }
             self.table.end_term();
             self.announcements.clear();
