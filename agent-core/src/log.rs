@@ -32,6 +32,8 @@ impl LogLevel {
 }
 
 impl LogEntry {
+    /// The logger's name of what is told of a run's jobs; that of the Python agent.
+    pub const JOBS: &str = "k8s-infra";
     /// What an agent's entry about the job of a run begins with; the job's name follows.
     pub const SUBMITTED: &str = "Submitted for execution: Job ";
 }

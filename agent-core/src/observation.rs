@@ -23,9 +23,6 @@ pub enum Sighting {
     },
 }
 
-/// The logger's name of what concerns jobs; that of the Python agent.
-pub(crate) const LOGGER: &str = "k8s-infra";
-
 /// A job as it is now, with what there is to tell the run's owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
@@ -58,27 +55,19 @@ impl Observation {
             )),
             JobState::Failed | JobState::Gone => None,
         };
-        if let Some(message) = before {
-            let entry = LogEntry {
-                flow_run_id: self.flow_run_id.clone(),
-                name: LOGGER.to_owned(),
-                message: message.clone(),
-                level: LogLevel::Error,
-                timestamp: None,
-            };
-            self.findings = vec![Finding {
-                failure: Some(message),
-                unfinished: self.state == JobState::Active,
-                unreported: self.state == JobState::Succeeded,
-                ..Finding::new(Finding::GONE, vec![entry])
-            }];
-        } else {
-            self.findings
-                .retain(|finding| !finding.told && !finding.deletes);
-            for finding in &mut self.findings {
-                finding.not_before = None;
+        self.findings = match before {
+            Some(message) => {
+                let entry = LogEntry {
+                    flow_run_id: self.flow_run_id.clone(),
+                    name: LogEntry::JOBS.to_owned(),
+                    message,
+                    level: LogLevel::Error,
+                    timestamp: None,
+                };
+                vec![Finding::gone(self.state, entry)]
             }
-        }
+            None => Finding::left(self.findings),
+        };
         self.state = JobState::Gone;
         self
     }
@@ -140,6 +129,26 @@ pub struct Finding {
 impl Finding {
     /// The key of the finding that a job is [gone](Observation::gone).
     pub const GONE: &str = "gone";
+
+    /// The finding that a job is gone that was in this state before: its run fails with what is told.
+    pub fn gone(before: JobState, told: LogEntry) -> Self {
+        Self {
+            failure: Some(told.message.clone()),
+            unfinished: before == JobState::Active,
+            unreported: before == JobState::Succeeded,
+            ..Self::new(Self::GONE, vec![told])
+        }
+    }
+
+    /// Of what was found of a job that had failed, what there is still to tell when it has gone: now,
+    /// or never. What would have ended it does not stand any more.
+    pub fn left(mut findings: Vec<Self>) -> Vec<Self> {
+        findings.retain(|finding| !finding.told && !finding.deletes);
+        for finding in &mut findings {
+            finding.not_before = None;
+        }
+        findings
+    }
 
     /// A finding that is only to be told and has no consequence.
     pub fn new(key: impl Into<String>, logs: Vec<LogEntry>) -> Self {

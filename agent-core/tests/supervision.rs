@@ -15,13 +15,24 @@ use tokio::time::sleep;
 const RUNS: usize = 40;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A run, what has its job, and the agent that has made it.
-async fn one_job(run: &str) -> (Arc<Memory>, Arc<Cluster>, Running) {
+fn world() -> (Arc<Memory>, Arc<Cluster>) {
     let source = Memory::new(0);
     let cluster = Cluster::new(&source);
+    (source, cluster)
+}
+
+/// An agent that has made the job of a run which is due.
+async fn job_of(run: &str, source: &Memory, cluster: &Arc<Cluster>) -> Running {
     source.seed(run, Some(source.clock.now()));
     let agent = Running::start(cluster.agent(1));
     until("a job", || !cluster.is_empty()).await;
+    agent
+}
+
+/// The same in a world of its own.
+async fn one_job(run: &str) -> (Arc<Memory>, Arc<Cluster>, Running) {
+    let (source, cluster) = world();
+    let agent = job_of(run, &source, &cluster).await;
     (source, cluster, agent)
 }
 
@@ -121,11 +132,8 @@ async fn what_a_slow_teller_has_sent_is_not_told_again_by_who_takes_over() {
 #[tokio::test(start_paused = true)]
 async fn who_has_taken_over_without_an_answer_looks_at_what_was_told() {
     for answers_lost in [true, false] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
-        source.seed("3", Some(source.clock.now()));
-        let agent = Running::start(cluster.agent(1));
-        until("a job", || !cluster.is_empty()).await;
+        let (source, cluster) = world();
+        let agent = job_of("3", &source, &cluster).await;
         cluster.begun_by("dead", "p");
         tell_of_run_3(&source).await;
         let away = match answers_lost {
@@ -145,8 +153,7 @@ async fn who_has_taken_over_without_an_answer_looks_at_what_was_told() {
 /// A dead teller had told of it.
 #[tokio::test(start_paused = true)]
 async fn what_was_told_of_a_job_that_has_just_gone_is_not_told_again() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     source.seed("3", Some(source.clock.now()));
     cluster.led_by_another();
     let agent = Running::start(cluster.agent(1));
@@ -185,8 +192,7 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
     // Its end is noticed within two seconds.
     const LATEST: Duration = Duration::from_millis(3_500);
     for pause in (0..3_500).step_by(50) {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
+        let (source, cluster) = world();
         *cluster.news.lock().expect("no panics") = Some(Duration::from_millis(pause));
         *cluster.lasts.lock().expect("no panics") = Some(HOUR);
         source.seed("134", Some(source.clock.now()));
@@ -205,8 +211,7 @@ async fn the_job_of_an_ended_run_goes_whatever_else_there_is_to_do_for_it() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_grace_the_source_is_not_asked_all_the_time() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     let agent = Running::start(cluster.agent(1).cancel_grace(Duration::ZERO));
     sleep(Duration::from_secs(60)).await;
     let asked = source.ends_asked.load(Ordering::SeqCst);
@@ -216,8 +221,7 @@ async fn without_a_grace_the_source_is_not_asked_all_the_time() {
 
 #[tokio::test(start_paused = true)]
 async fn the_job_of_an_ended_run_stays_with_a_grace_that_never_ends() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     *cluster.lasts.lock().expect("no panics") = Some(HOUR * 2);
     source.seed("1", Some(source.clock.now()));
     let agent = Running::start(cluster.agent(1).cancel_grace(Duration::MAX));
@@ -237,8 +241,7 @@ async fn the_job_of_an_ended_run_stays_with_a_grace_that_never_ends() {
 /// other replica claims it and takes its time to make the new job.
 #[tokio::test(start_paused = true)]
 async fn a_run_that_another_replica_has_claimed_again_is_not_failed_by_its_earlier_job() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     cluster.led_by_another();
     source.seed("3", Some(source.clock.now()));
     let agent = cluster.agent(1);
@@ -267,12 +270,9 @@ async fn a_run_that_another_replica_has_claimed_again_is_not_failed_by_its_earli
 #[tokio::test(start_paused = true)]
 async fn what_is_not_so_any_more_fails_no_run() {
     for (stands, failed) in [(true, Some("job-134/0 cannot start")), (false, None)] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
+        let (source, cluster) = world();
         *cluster.stuck.lock().expect("no panics") = Some(stands);
-        source.seed("134", Some(source.clock.now()));
-        let agent = Running::start(cluster.agent(1));
-        until("a job", || !cluster.is_empty()).await;
+        let agent = job_of("134", &source, &cluster).await;
         until("the end of the job", || cluster.is_empty()).await;
         assert_eq!(source.run("134").failed.as_deref(), failed);
         agent.stop().await;
@@ -283,11 +283,8 @@ async fn what_is_not_so_any_more_fails_no_run() {
 #[tokio::test(start_paused = true)]
 async fn a_run_that_is_scheduled_again_while_it_is_about_to_be_failed_stays_so() {
     for slow_look in [false, true] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
-        source.seed("134", Some(source.clock.now()));
-        let agent = Running::start(cluster.agent(1));
-        until("a job", || !cluster.is_empty()).await;
+        let (source, cluster) = world();
+        let agent = job_of("134", &source, &cluster).await;
         match slow_look {
             true => *cluster.look_takes.lock().expect("no panics") = Duration::from_secs(3),
             false => {
@@ -330,8 +327,7 @@ async fn a_run_that_ends_while_it_cannot_be_failed_is_not_told_of_a_failure() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_cannot_start_is_kept_if_jobs_are() {
     for restarts in [false, true] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
+        let (source, cluster) = world();
         *cluster.stuck.lock().expect("no panics") = Some(true);
         *cluster.lasts.lock().expect("no panics") = Some(HOUR);
         source.seed("1", Some(source.clock.now()));
@@ -358,8 +354,7 @@ async fn a_job_that_cannot_start_is_kept_if_jobs_are() {
 async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
     const LOOK: Duration = Duration::from_secs(10);
     for by_its_maker in [false, true] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
+        let (source, cluster) = world();
         source.seed("1", Some(source.clock.now()));
         let agent = cluster.agent(1);
         let agent = Running::start(agent.name("north").recovery(LOOK, LOOK));
@@ -388,8 +383,7 @@ async fn the_owner_of_a_run_is_told_of_its_job_once_whoever_dies() {
 /// Somebody else may be about to write the same.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_stops_leaves_it_to_the_next_to_tell_of_what_it_may_have_made() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     *cluster.makes_lost.lock().expect("no panics") = Some(Duration::from_secs(5));
     *cluster.lasts.lock().expect("no panics") = Some(HOUR);
     source.seed("134", Some(source.clock.now()));
@@ -431,8 +425,7 @@ async fn a_job_of_which_nothing_can_be_told_is_deleted_at_last() {
 
 /// A job whose run does not last, and whose maker has died at once; the agent that leads.
 async fn a_short_job_of_another() -> (Arc<Memory>, Arc<Cluster>, Running) {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     *cluster.lasts.lock().expect("no panics") = Some(Duration::ZERO);
     source.seed("1", Some(source.clock.now()));
     source.update("1", |run| run.phase = Phase::Submitted);
@@ -446,8 +439,7 @@ async fn a_short_job_of_another() -> (Arc<Memory>, Arc<Cluster>, Running) {
 /// The flow has begun when its job's maker learns that it will get no answer.
 #[tokio::test(start_paused = true)]
 async fn the_owner_of_a_run_is_told_of_a_job_whose_making_was_not_answered() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     *cluster.makes_lost.lock().expect("no panics") = Some(Duration::from_secs(5));
     *cluster.lasts.lock().expect("no panics") = Some(HOUR);
     source.seed("134", Some(source.clock.now()));
@@ -463,8 +455,7 @@ async fn the_owner_of_a_run_is_told_of_a_job_whose_making_was_not_answered() {
 /// are claimed for all of it, and makes a job for them.
 #[tokio::test(start_paused = true)]
 async fn a_retry_that_gets_a_job_during_its_claim_gets_no_other() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     *cluster.lasts.lock().expect("no panics") = Some(HOUR);
     source.under_way.store(true, Ordering::SeqCst);
     *source.claims_take.lock().expect("no panics") = Duration::from_secs(15);
@@ -491,8 +482,7 @@ async fn a_retry_that_gets_a_job_during_its_claim_gets_no_other() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_told_or_noted_holds_up_nothing_and_is_told_afterwards() {
     for logs in [true, false] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
+        let (source, cluster) = world();
         let ids: Vec<String> = (1..=200).map(|n| (3 * n).to_string()).collect();
         for id in &ids {
             source.seed(id, Some(source.clock.now()));
@@ -533,8 +523,7 @@ async fn a_job_that_goes_during_an_outage_fails_its_run_afterwards() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_goes_while_nothing_is_watched_takes_no_place() {
     for panics in [false, true] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
+        let (source, cluster) = world();
         *cluster.lasts.lock().expect("no panics") = Some(HOUR);
         source.seed("1", Some(source.clock.now()));
         let agent = Running::start(cluster.agent(1).max_in_flight(Some(1)));
@@ -570,8 +559,7 @@ async fn a_job_that_goes_while_nothing_is_watched_fails_its_run() {
             "Pod of job-3/0 failed",
         ),
     ] {
-        let source = Memory::new(0);
-        let cluster = Cluster::new(&source);
+        let (source, cluster) = world();
         *cluster.lasts.lock().expect("no panics") = Some(lasts);
         cluster.silent.store(true, Ordering::SeqCst);
         cluster.led_by_another();
@@ -615,8 +603,7 @@ async fn what_a_run_was_failed_for_is_told_however_late_and_by_whomever() {
     let what = ["job-134/0 was deleted", "job-1/0 has ended and is gone"];
     for (id, told) in ["134", "1"].into_iter().zip(what) {
         for dies in [false, true] {
-            let source = Memory::new(0);
-            let cluster = Cluster::new(&source);
+            let (source, cluster) = world();
             cluster.silent.store(true, Ordering::SeqCst);
             source.terse.store(!dies, Ordering::SeqCst);
             source.seed(id, Some(source.clock.now()));
@@ -645,8 +632,7 @@ async fn what_a_run_was_failed_for_is_told_however_late_and_by_whomever() {
 /// It finishes what it has begun, which takes longer than it may lead without a sign of life.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_stops_leads_until_it_has_ended() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     *cluster.makes_lost.lock().expect("no panics") = Some(Duration::from_secs(18));
     source.seed("134", Some(source.clock.now()));
     let first = Running::start(cluster.agent(1));
@@ -668,8 +654,7 @@ async fn a_replica_that_stops_leads_until_it_has_ended() {
 /// The log takes its time. A job that is gone bears no marks: whoever leads next looks into the log.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_stops_leads_until_it_has_told_what_it_had_begun_to_tell() {
-    let source = Memory::new(0);
-    let cluster = Cluster::new(&source);
+    let (source, cluster) = world();
     source.seed("134", Some(source.clock.now()));
     let first = Running::start(cluster.agent(1));
     until("a job", || !cluster.is_empty()).await;

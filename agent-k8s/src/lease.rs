@@ -372,26 +372,30 @@ mod tests {
         }
     }
 
+    /// The leadership of who has made the Lease and renewed it once; what becomes of its next
+    /// requests.
+    async fn leading(then: [Fate; 3]) -> BoxStream<'static, bool> {
+        // The Lease is looked for, made and renewed.
+        let at_once = [Fate::Answered(Duration::ZERO); 3];
+        let mut leadership = Server::with(&[at_once, then].concat()).leadership();
+        assert_eq!(leadership.next().await, Some(true));
+        leadership
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whoever_cannot_renew_the_lease_in_time_leads_no_longer_than_it_holds() {
-        let at_once = Fate::Answered(Duration::ZERO);
         let slowly = Fate::Answered(Duration::from_millis(2_900));
-        // It is looked for, made and renewed; then it is renewed again, looked for and taken.
-        let fates = [at_once, at_once, at_once, Fate::Broken, slowly, slowly];
-        let mut leadership = Server::with(&fates).leadership();
-        assert_eq!(leadership.next().await, Some(true));
-        let began = Instant::now();
-        let end = timeout_at(began + DURATION, leadership.next()).await;
+        // It is renewed again, looked for and taken.
+        let mut leadership = leading([Fate::Broken, slowly, slowly]).await;
+        let end = timeout_at(Instant::now() + DURATION, leadership.next()).await;
         assert_eq!(end, Ok(Some(false)), "others may lead by now");
         assert_eq!(leadership.next().await, Some(true));
     }
+
     #[tokio::test(start_paused = true)]
     async fn one_renewal_that_fails_ends_no_leadership() {
-        let at_once = Fate::Answered(Duration::ZERO);
         let later = Fate::Answered(Duration::from_millis(300));
-        let fates = [at_once, at_once, at_once, Fate::Broken, later, later];
-        let mut leadership = Server::with(&fates).leadership();
-        assert_eq!(leadership.next().await, Some(true));
+        let mut leadership = leading([Fate::Broken, later, later]).await;
         let end = timeout_at(Instant::now() + DURATION * 5, leadership.next()).await;
         assert!(end.is_err(), "{end:?}");
     }

@@ -347,8 +347,7 @@ impl Writer {
         leave_to_others(batch);
         if batch.iter().any(Item::is_doubtful) {
             let late = Error::transient("the entries have waited for long");
-            self.keep_unwritten(batch, &mut backoff, late, Duration::ZERO)
-                .await?;
+            self.keep_unwritten(batch, &mut backoff, late).await?;
         }
         loop {
             leave_to_others(batch);
@@ -371,8 +370,8 @@ impl Writer {
             };
             tracing::warn!("Failed to write flow-run logs, will try again: {error}");
             // What was slow and got no answer may take as long again to be there.
-            let slow = began.elapsed();
-            self.keep_unwritten(batch, &mut backoff, error.clone(), slow)
+            sleep(began.elapsed()).await;
+            self.keep_unwritten(batch, &mut backoff, error.clone())
                 .await?;
             failures += 1;
             if failures == SUSPECT && !batch.is_empty() {
@@ -394,19 +393,18 @@ impl Writer {
         answers && batch.iter().all(old)
     }
 
-    /// Takes those entries out of a batch that are in the logs after a pause, or in it twice; an error
-    /// when that cannot be found out for a while, and those that are left are doubtful then.
+    /// Looks, after a pause, which entries of a batch are in the logs, and takes these out, and those
+    /// that are in the batch twice. When that cannot be found out for a while, it is an error, and the
+    /// entries are doubtful from then on.
     async fn keep_unwritten(
         &self,
         batch: &mut Vec<Item>,
         backoff: &mut Backoff,
         why: Error,
-        pause: Duration,
     ) -> crate::Result<()> {
         let entries: Vec<LogEntry> = batch.iter().map(|item| item.entry.clone()).collect();
         let mut error = why;
         let mut looks = 0;
-        sleep(pause).await;
         let there = loop {
             sleep(backoff.pause(error.retry_after())).await;
             match self.source.logged(&entries).await {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use agent_core::{Finding, LogEntry, LogLevel};
+use agent_core::{Finding, JobState, LogEntry, LogLevel};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -11,8 +11,6 @@ use crate::manifest::identifier;
 
 use super::view::{ContainerState, EventView, JobView, PodView};
 
-/// The logger's name of what the cluster reported; that of the Python agent.
-const LOGGER: &str = "k8s-infra";
 /// An image that cannot be pulled now and will hardly ever be.
 const IMAGE: [&str; 3] = ["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"];
 /// A container that cannot be started as it is described.
@@ -26,8 +24,6 @@ const PENDING_GRACE: Duration = Duration::from_secs(1);
 /// How long a failed Job waits for news of its pods.
 const POD_GRACE: Duration = Duration::from_millis(1500);
 
-/// The key of the finding that a Job is gone.
-pub(super) const GONE: &str = Finding::GONE;
 /// The key of the finding that a Job cannot make pods.
 const NO_POD: &str = "wnopod";
 /// A pause that no process lives to see the end of.
@@ -141,11 +137,8 @@ pub(super) fn gone(job: &JobView) -> Finding {
         "Kubernetes Error: Job {} was deleted before it had finished",
         job.name
     );
-    Finding {
-        failure: Some(message.clone()),
-        unfinished: true,
-        ..Finding::new(GONE, vec![entry(job, LogLevel::Error, message, None)])
-    }
+    let told = entry(job, LogLevel::Error, message, None);
+    Finding::gone(JobState::Active, told)
 }
 
 /// The finding for a Job that has ended well and is gone, as after `ttlSecondsAfterFinished`: a run
@@ -155,16 +148,13 @@ pub(super) fn vanished(job: &JobView) -> Finding {
         "Kubernetes Error: Job {} has ended and is gone, and its flow run never started",
         job.name
     );
-    Finding {
-        failure: Some(message.clone()),
-        unreported: true,
-        ..Finding::new(GONE, vec![entry(job, LogLevel::Error, message, None)])
-    }
+    let told = entry(job, LogLevel::Error, message, None);
+    Finding::gone(JobState::Succeeded, told)
 }
 
 /// Whether what this finding says may be different by now.
 pub(super) fn may_pass(key: &str) -> bool {
-    key.starts_with('w') || key == GONE
+    key.starts_with('w') || key == Finding::GONE
 }
 
 /// Whether the finding of this key was the end of its Job.
@@ -175,7 +165,7 @@ pub(super) fn ends(key: &str) -> bool {
 fn entry(job: &JobView, level: LogLevel, message: String, at: Option<Timestamp>) -> LogEntry {
     LogEntry {
         flow_run_id: job.run.clone(),
-        name: LOGGER.to_owned(),
+        name: LogEntry::JOBS.to_owned(),
         message,
         level,
         timestamp: at,

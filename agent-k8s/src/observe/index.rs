@@ -87,28 +87,12 @@ impl Index {
 
     /// Takes in a change; what is seen then.
     pub(super) fn take_in(&mut self, seen: Seen) -> Vec<Sighting> {
-        if let Some((watch, reason)) = seen.broken() {
+        let broken = seen.broken().map(|(watch, reason)| {
             tracing::warn!("The watch over {watch} broke off: {reason}");
             let reason = reason.clone();
-            let broken = Sighting::Broken { watch, reason };
-            let mut sightings = vec![broken];
-            let forbidden = matches!(
-                seen,
-                Seen::Pod(Change::Broken {
-                    forbidden: true,
-                    ..
-                })
-            );
-            if forbidden && !self.pods_hidden {
-                // What the Jobs themselves show is better than nothing.
-                tracing::warn!("Pods are not seen: flow runs are told only what their Jobs show");
-                sightings.extend(self.news(seen));
-            } else if matches!(seen, Seen::Event(_)) {
-                sightings.extend(self.news(seen));
-            }
-            return sightings;
-        }
-        self.news(seen)
+            Sighting::Broken { watch, reason }
+        });
+        broken.into_iter().chain(self.news(seen)).collect()
     }
 
     /// What is new after a change.
@@ -189,15 +173,9 @@ impl Index {
     }
 
     fn remove_job(&mut self, name: &str) -> Option<Observation> {
-        // A Job that has failed may go before that was told: it is told of now, or never.
         let mut findings = Vec::new();
         if self.jobs.get(name)?.failed.is_some() {
-            findings = self.findings(name);
-            // What would have ended it does not stand any more.
-            findings.retain(|finding| !finding.told && !finding.deletes);
-            for finding in &mut findings {
-                finding.not_before = None;
-            }
+            findings = Finding::left(self.findings(name));
         }
         let job = self.jobs.remove(name)?;
         self.since.remove(name);
@@ -262,7 +240,9 @@ impl Index {
             }
             Change::Broken {
                 forbidden: true, ..
-            } => {
+            } if !self.pods_hidden => {
+                // What the Jobs themselves show is better than nothing.
+                tracing::warn!("Pods are not seen: flow runs are told only what their Jobs show");
                 self.pods_hidden = true;
                 let known: Vec<String> = self.pods.keys().cloned().collect();
                 for name in known {

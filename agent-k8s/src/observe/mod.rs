@@ -9,7 +9,7 @@ mod view;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use agent_core::Sighting;
+use agent_core::{Finding, Sighting};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
 use kube::api::{Api, ListParams};
@@ -84,7 +84,7 @@ pub(crate) async fn stands(
     }
     let jobs: Api<read::Job> = Api::namespaced(client.clone(), namespace);
     let job = jobs.get_opt(job).await?;
-    if key == diagnose::GONE {
+    if key == Finding::GONE {
         return Ok(job.is_none_or(|job| job.metadata.deletion_timestamp.is_some()));
     }
     let Some(job) = job.and_then(|job| JobView::of(&job, "")) else {

@@ -9,7 +9,7 @@ use tracing::Instrument;
 use super::Supervisor;
 use super::table::{Job, Own};
 use crate::failpoint;
-use crate::observation::{Finding, JobState, LOGGER, Observation};
+use crate::observation::{Finding, JobState, Observation};
 use crate::{FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
 
 /// The pause before another look at an ended job of which its run's owner may not know yet.
@@ -244,7 +244,7 @@ impl Supervisor {
         tracing::info!("{message}");
         let entry = LogEntry {
             flow_run_id: run.clone(),
-            name: LOGGER.to_owned(),
+            name: LogEntry::JOBS.to_owned(),
             message,
             level: LogLevel::Info,
             timestamp: None,
