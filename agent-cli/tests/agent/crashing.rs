@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use agent_testkit::{Course, FlowRunSeed, KubernetesApi};
-use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -96,12 +95,7 @@ async fn after_the_claim_an_agent_of_the_same_name_for_another_namespace_makes_n
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_claim_of_a_retry_the_next_agent_makes_the_job() {
     let world = World::new().await;
-    // The run was deployed by this agent before.
-    world.start(&["--max-polls", "1"]).ended().await;
-    let id = world.prefect.agents().remove(0).id;
-    let due = Timestamp::now() - SignedDuration::from_secs(60);
-    let seed = FlowRunSeed::new().agent_id(id);
-    let run = world.prefect.seed_retry(seed, [due, due]);
+    let run = world.retry().await;
     let agent = dies_at(&world, "after-claim", &[]).await;
     world.cluster(&agent, |api| api.creation_count() == 1).await;
     let job = world.kubernetes.creations().remove(0);

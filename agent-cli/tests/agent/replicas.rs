@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use agent_testkit::faults::{Fault, Rule};
 use agent_testkit::{Course, FlowRunSeed, KubernetesApi, PrefectApi};
-use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 
 use crate::crashing::submissions;
@@ -158,15 +157,10 @@ async fn who_held_a_lease_that_somebody_deletes_has_it_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_that_another_replica_recovers_during_its_claim_gets_one_job() {
     let world = World::new().await;
-    // The run was deployed by this agent before.
-    world.start(&["--max-polls", "1"]).ended().await;
-    let id = world.prefect.agents().remove(0).id;
-    let due = Timestamp::now() - SignedDuration::from_secs(60);
+    world.retry().await;
     let faults = world.prefect.faults();
     let away = |operation| Rule::new(operation, Fault::status(503));
     let claims = faults.add(away("set_task_run_states").skip(1));
-    let seed = FlowRunSeed::new().agent_id(id);
-    world.prefect.seed_retry(seed, [due, due]);
     let first = world.start(&[]);
     let claiming = |api: &PrefectApi| api.request_count("set_task_run_states") >= 2;
     let claiming = world.prefect.wait_until(PATIENCE, claiming).await;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use agent_testkit::faults::Faults;
 use agent_testkit::kubernetes::{Attempt, KubernetesApiBuilder};
 use agent_testkit::prefect::PrefectApiBuilder;
-use agent_testkit::{Course, KubernetesApi, PodEnd, PrefectApi};
+use agent_testkit::{Course, FlowRunSeed, KubernetesApi, PodEnd, PrefectApi};
+use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -161,6 +162,16 @@ impl World {
             .filter(|log| log.level.as_deref() == Some(level))
             .filter_map(|log| log.message)
             .collect()
+    }
+
+    /// Puts a run into the API that this agent has deployed before and two of whose task runs are due for
+    /// a retry.
+    pub(crate) async fn retry(&self) -> Uuid {
+        self.start(&["--max-polls", "1"]).ended().await;
+        let id = self.prefect.agents().remove(0).id;
+        let due = Timestamp::now() - SignedDuration::from_secs(60);
+        let seed = FlowRunSeed::new().agent_id(id);
+        self.prefect.seed_retry(seed, [due, due])
     }
 
     /// Waits until the cluster is as a test wants it.
