@@ -8,13 +8,13 @@ use cynic::{MutationBuilder, Operation, QueryBuilder};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{SecretSlice, SecretString};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::error::{ApiError, Cause};
 use crate::operations::*;
 use crate::row::FlowRunRow;
+use crate::rows::{Row, RowKind};
 use crate::transport::{Tls, Transport};
 use crate::{state, time};
 
@@ -25,6 +25,8 @@ const RETRY_BUFFER: SignedDuration = SignedDuration::from_secs(3);
 const WRITE: Duration = Duration::from_secs(8);
 /// Runs whose logs are asked for in one request.
 const LOGS: usize = 100;
+/// Rows that are asked for at once where there may be any number of them.
+const MAX_PAGE_ROWS: i32 = 1000;
 /// An answer of fewer rows is not one that the server has cut short.
 const CUT: usize = 100;
 /// Runs per request, where the number is ours to choose.
@@ -266,19 +268,70 @@ impl PrefectApi {
     /// The rows of those runs among `ids` that are ready.
     pub(crate) async fn rows(&self, ids: Vec<String>) -> Result<Vec<FlowRunRow>, ApiError> {
         let now = self.transport.now();
-        let variables = ReadyRows {
-            ids: Some(ids.into_iter().map(Uuid).collect()),
-            buffer: Time(time::format(
-                now.saturating_sub(RETRY_BUFFER).unwrap_or(now),
-            )),
+        let buffer = now.saturating_sub(RETRY_BUFFER).unwrap_or(now);
+        let query = |ids| {
+            ReadyFlowRuns::build(ReadyRows {
+                ids: Some(ids),
+                buffer: Time(time::format(buffer)),
+            })
         };
-        let query = ReadyFlowRuns::build(variables);
-        let rows = self
-            .transport
-            .run("flow_run", query, self.settings.retry_for)
-            .await?
-            .flow_run;
-        Ok(rows.into_iter().map(FlowRunRow::from).collect())
+        let ids: Vec<FlowRunId> = ids.into_iter().map(FlowRunId::from).collect();
+        self.described::<_, _, ReadyFlowRun>(&ids, query).await
+    }
+
+    /// The rows that describe runs, as far as they have room in memory. One that is too large by itself
+    /// is read without what is to be executed.
+    async fn described<Q, V, R>(
+        &self,
+        runs: &[FlowRunId],
+        query: impl Fn(Vec<Uuid>) -> Operation<Q, V>,
+    ) -> Result<Vec<FlowRunRow>, ApiError>
+    where
+        V: Serialize,
+        R: RowKind,
+        FlowRunRow: From<Row<R>>,
+    {
+        let mut rows = Vec::with_capacity(runs.len());
+        let mut chunks: Vec<&[FlowRunId]> = runs.chunks(CHUNK).rev().collect();
+        while let Some(chunk) = chunks.pop() {
+            let ids = chunk.iter().map(|id| Uuid(id.to_string())).collect();
+            let budget = self.settings.retry_for;
+            let answer = self
+                .transport
+                .run_rows::<_, _, R>("flow_run", query(ids), budget);
+            match answer.await {
+                Ok(found) => rows.extend(found.into_iter().map(FlowRunRow::from)),
+                Err(error) if matches!(error.cause, Cause::TooLarge(_)) => match chunk {
+                    [run] => rows.extend(self.bare_row(run, &error).await?),
+                    _ => {
+                        let (first, second) = chunk.split_at(chunk.len() / 2);
+                        chunks.extend([second, first]);
+                    }
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(rows)
+    }
+
+    /// A run's row without what is to be executed, because of this error.
+    async fn bare_row(
+        &self,
+        run: &FlowRunId,
+        error: &ApiError,
+    ) -> Result<Option<FlowRunRow>, ApiError> {
+        let query = BareFlowRuns::build(ByIds {
+            ids: Some(vec![Uuid(run.to_string())]),
+        });
+        let budget = self.settings.retry_for;
+        let rows = self.transport.run_rows("flow_run", query, budget).await?;
+        Ok(rows
+            .into_iter()
+            .next()
+            .map(|read: Row<BareFlowRun>| FlowRunRow {
+                defect: Some(error.cause.to_string()),
+                ..FlowRunRow::from(read.row)
+            }))
     }
 
     /// Sets the state of a flow run, once: the outcome of a lost answer is for the caller to find
@@ -344,7 +397,7 @@ impl PrefectApi {
         let logs = entries.iter().map(|entry| RunLogInput {
             flow_run_id: Some(Uuid(entry.flow_run_id.to_string())),
             name: Some(entry.name.clone()),
-            message: Some(entry.message.clone()),
+            message: Some(without_nul(&entry.message)),
             level: Some(entry.level.name().to_owned()),
             timestamp: entry.timestamp.map(|at| Time(time::format(at))),
         });
@@ -406,75 +459,77 @@ impl PrefectApi {
     pub(crate) async fn ended(&self, since: Timestamp) -> Result<Vec<EndedRun>, ApiError> {
         let tenant = self.tenant().await?;
         let states = state::FINISHED.map(str::to_owned).to_vec();
-        let page = |offset| {
+        let page = |offset, limit| {
             EndedFlowRuns::build(EndedRows {
                 tenant: Uuid(tenant.clone()),
                 states: Some(states.clone()),
                 since: Time(time::format(since)),
                 offset,
+                limit,
             })
         };
-        self.pages(page, |answer| answer.flow_run).await
+        self.pages(page).await
     }
 
-    /// All rows of a query that comes in pages: `page` asks for those from an offset on.
+    /// All rows of a query that comes in pages: `page` asks for so many from an offset on. A page that
+    /// is too large is asked for in halves, and a row that is so by itself is passed over.
     async fn pages<Q, V, R>(
         &self,
-        page: impl Fn(i32) -> Operation<Q, V>,
-        rows_of: impl Fn(Q) -> Vec<R>,
+        page: impl Fn(i32, i32) -> Operation<Q, V>,
     ) -> Result<Vec<R>, ApiError>
     where
-        Q: DeserializeOwned,
+        R: RowKind,
         V: Serialize,
     {
         let mut pages = Pages::default();
         loop {
-            let query = page(pages.offset());
+            let query = page(pages.offset(), pages.limit);
             let budget = self.settings.retry_for;
-            let more = rows_of(self.transport.run("flow_run", query, budget).await?);
-            if pages.take(more) {
-                return Ok(pages.rows);
+            match self.transport.run_rows("flow_run", query, budget).await {
+                Ok(more) => {
+                    let more = more.into_iter().map(|row| row.row).collect();
+                    if pages.take(more) {
+                        return Ok(pages.rows);
+                    }
+                }
+                Err(error) if matches!(error.cause, Cause::TooLarge(_)) => pages.shrink(&error),
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// The state rows of runs; unknown runs are missing.
+    /// The state rows of runs; unknown runs are missing. If the server may have cut an answer short,
+    /// those that are missing are asked for again; of what is too large, half is.
     pub(crate) async fn run_states(&self, ids: &[FlowRunId]) -> Result<Vec<RunState>, ApiError> {
-        let query = |ids| RunStates::build(ByIds { ids: Some(ids) });
-        let id = |row: &RunState| row.id.0.clone();
-        self.of_runs(ids, query, |answer| answer.flow_run, id).await
-    }
-
-    /// The rows of runs, chunk by chunk. If the server may have cut an answer short, those that are
-    /// missing are asked for again.
-    async fn of_runs<Q, V, R>(
-        &self,
-        runs: &[FlowRunId],
-        query: impl Fn(Vec<Uuid>) -> Operation<Q, V>,
-        rows_of: impl Fn(Q) -> Vec<R>,
-        id_of: impl Fn(&R) -> String,
-    ) -> Result<Vec<R>, ApiError>
-    where
-        Q: DeserializeOwned,
-        V: Serialize,
-    {
-        let mut rows = Vec::with_capacity(runs.len());
-        for chunk in runs.chunks(CHUNK) {
-            let mut missing: HashSet<&str> = chunk.iter().map(FlowRunId::as_str).collect();
-            loop {
-                let ids = missing.iter().map(|id| Uuid((*id).to_owned())).collect();
-                let budget = self.settings.retry_for;
-                let answer = self.transport.run("flow_run", query(ids), budget);
-                let found = rows_of(answer.await?);
-                for row in &found {
-                    missing.remove(id_of(row).as_str());
+        let mut rows: Vec<RunState> = Vec::with_capacity(ids.len());
+        let mut chunks: Vec<Vec<&FlowRunId>> = ids
+            .chunks(CHUNK)
+            .map(|chunk| chunk.iter().collect())
+            .collect();
+        while let Some(chunk) = chunks.pop() {
+            let query = RunStates::build(ByIds {
+                ids: Some(chunk.iter().map(|id| Uuid(id.to_string())).collect()),
+            });
+            let budget = self.settings.retry_for;
+            let answer = self
+                .transport
+                .run_rows::<_, _, RunState>("flow_run", query, budget);
+            let found = match answer.await {
+                Ok(found) => found,
+                Err(error) if matches!(error.cause, Cause::TooLarge(_)) && chunk.len() > 1 => {
+                    let (first, second) = chunk.split_at(chunk.len() / 2);
+                    chunks.extend([second.to_vec(), first.to_vec()]);
+                    continue;
                 }
-                let last = found.len() < CUT || missing.is_empty();
-                rows.extend(found);
-                if last {
-                    break;
-                }
+                Err(error) => return Err(error),
+            };
+            let there: HashSet<&str> = found.iter().map(|row| row.row.id.0.as_str()).collect();
+            let missing = chunk.into_iter().filter(|id| !there.contains(id.as_str()));
+            let missing: Vec<&FlowRunId> = missing.collect();
+            if found.len() >= CUT && !missing.is_empty() {
+                chunks.push(missing);
             }
+            rows.extend(found.into_iter().map(|row| row.row));
         }
         Ok(rows)
     }
@@ -485,14 +540,15 @@ impl PrefectApi {
         agent: &str,
         before: Timestamp,
     ) -> Result<Vec<FlowRunId>, ApiError> {
-        let page = |offset| {
+        let page = |offset, limit| {
             ClaimedIds::build(ClaimedBefore {
                 agent: Uuid(agent.to_owned()),
                 before: Time(time::format(before)),
                 offset,
+                limit,
             })
         };
-        let rows = self.pages(page, |answer| answer.flow_run).await?;
+        let rows: Vec<ClaimOfRun> = self.pages(page).await?;
         let here = rows.into_iter().filter(|row| row.claimed_for(self.place()));
         Ok(here.map(|row| row.id.0.into()).collect())
     }
@@ -509,40 +565,60 @@ impl PrefectApi {
                 ids: Some(ids),
             })
         };
-        let rows_of = |answer: ClaimedFlowRuns| {
-            let rows = answer.flow_run.into_iter();
-            rows.map(FlowRunRow::from).collect()
-        };
-        let id = |row: &FlowRunRow| row.id.clone();
-        self.of_runs(runs, query, rows_of, id).await
+        self.described::<_, _, ClaimedFlowRun>(runs, query).await
     }
+}
+
+/// Returns a text that any database can hold: PostgreSQL refuses the character NUL, and with it whatever
+/// else the request holds.
+pub(crate) fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{2400}")
 }
 
 /// The rows of a query that comes in pages, whose length the server may cut further.
 struct Pages<R> {
     rows: Vec<R>,
+    /// Rows that were passed over.
+    skipped: usize,
+    /// Rows that are asked for at once.
+    limit: i32,
     longest: usize,
 }
 
 impl<R> Default for Pages<R> {
     fn default() -> Self {
-        let (rows, longest) = (Vec::new(), CUT);
-        Self { rows, longest }
+        Self {
+            rows: Vec::new(),
+            skipped: 0,
+            limit: MAX_PAGE_ROWS,
+            longest: CUT,
+        }
     }
 }
 
 impl<R> Pages<R> {
     /// Where the next page begins.
     fn offset(&self) -> i32 {
-        i32::try_from(self.rows.len()).unwrap_or(i32::MAX)
+        i32::try_from(self.rows.len() + self.skipped).unwrap_or(i32::MAX)
     }
 
     /// Takes the next page; whether it is the last one.
     fn take(&mut self, more: Vec<R>) -> bool {
-        let last = more.len() < self.longest;
+        let asked = usize::try_from(self.limit).unwrap_or_default();
+        let last = more.len() < self.longest.min(asked);
         self.longest = self.longest.max(more.len());
         self.rows.extend(more);
         last
+    }
+
+    /// Asks for less at once, or passes over a row.
+    fn shrink(&mut self, error: &ApiError) {
+        if self.limit > 1 {
+            self.limit /= 2;
+        } else {
+            tracing::error!(offset = self.offset(), "A row is passed over: {error}");
+            self.skipped += 1;
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use agent_core::{LONGEST_MESSAGE, clip};
+
 /// What the API says to a second claim, and to a state for a run that it does not know.
 pub(crate) const UPDATE_FAILED: &str = "State update failed";
 
@@ -44,6 +46,8 @@ pub enum Cause {
     Unauthorized(String),
     /// A success without a usable GraphQL answer, such as the HTML page of a proxy.
     Malformed(String),
+    /// The answer is larger than this many bytes.
+    TooLarge(usize),
     /// `API_ERROR`: the API failed inside.
     Internal(String),
     /// The run has changed since its version was read.
@@ -75,6 +79,7 @@ impl Cause {
             Self::Status { .. } => "status",
             Self::Unauthorized(_) => "unauthorized",
             Self::Malformed(_) => "malformed",
+            Self::TooLarge(_) => "too_large",
             Self::Internal(_) => "internal",
             Self::VersionConflict => "conflict",
             Self::Refused(_) => "refused",
@@ -114,6 +119,9 @@ impl fmt::Display for Cause {
                 "the API refused the key ({why}); check --key or PREFECT__CLOUD__API_KEY"
             ),
             Self::Malformed(why) => write!(f, "the answer is no GraphQL answer: {why}"),
+            Self::TooLarge(bytes) => {
+                write!(f, "the answer is larger than {} MiB", bytes >> 20)
+            }
             Self::Internal(why) => write!(f, "the API failed: {why}"),
             Self::VersionConflict => {
                 f.write_str("the run has changed meanwhile (VERSION_LOCKING_ERROR)")
@@ -131,19 +139,28 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
+/// The status of an answer to a request that is too large for the API, or for something before it.
+const PAYLOAD_TOO_LARGE: u16 = 413;
+
 /// For what concerns one run or one poll: only what the API itself refused is final.
 impl From<ApiError> for agent_core::Error {
     fn from(error: ApiError) -> Self {
+        let message = || clip(&error.to_string(), LONGEST_MESSAGE).into_owned();
         match &error.cause {
-            Cause::Refused(why) if why.contains(UPDATE_FAILED) => {
-                Self::permanent(error.to_string())
+            Cause::Refused(why) if why.contains(UPDATE_FAILED) => Self::Permanent(message()),
+            // Of one run's state.
+            Cause::Refused(why) if why.contains("too large") => Self::Permanent(message()),
+            Cause::Status { status, .. } if *status == PAYLOAD_TOO_LARGE => {
+                Self::Permanent(message())
             }
-            Cause::VersionConflict => Self::permanent(error.to_string()),
+            Cause::VersionConflict => Self::Permanent(message()),
             // The server uses the same words and the same code for what fails inside.
-            Cause::Refused(_) => Self::Refused(error.to_string()),
+            Cause::Refused(_) => Self::Refused(message()),
+            // A key, an address or a proxy that is not as it should be.
+            Cause::Unauthorized(_) | Cause::Status { .. } => Self::Agent(message()),
             cause => Self::Transient {
                 retry_after: cause.retry_after(),
-                message: error.to_string(),
+                message: message(),
             },
         }
     }

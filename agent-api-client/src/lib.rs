@@ -3,6 +3,7 @@
 //! - [`client`]: [`PrefectApi`] and its [`ApiSettings`]: who the agent is and what it asks.
 //! - [`error`]: [`ApiError`], typed by what came back.
 //! - [`row`]: a row of the API's `flow_run` query, and the flow run it describes.
+//! - `rows`: the rows of an answer, read one by one.
 //! - `decode`: what answers mean, without the requests; for benchmarks.
 //! - `source`: the client as a [`agent_core::FlowRunSource`]: claims whose outcome is read back
 //!   when an answer was lost.
@@ -18,6 +19,7 @@ pub mod decode;
 pub mod error;
 mod operations;
 pub mod row;
+mod rows;
 mod source;
 mod state;
 mod time;

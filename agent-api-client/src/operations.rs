@@ -154,6 +154,7 @@ pub(crate) struct ReadyFlowRuns {
             { state: { _eq: "Running" }, task_runs: { state_start_time: { _lte: $buffer } } }
         ]
     })]
+    #[allow(dead_code, reason = "rows are read one by one")]
     pub(crate) flow_run: Vec<ReadyFlowRun>,
 }
 
@@ -162,6 +163,7 @@ pub(crate) struct ClaimedBefore {
     pub(crate) agent: Uuid,
     pub(crate) before: Time,
     pub(crate) offset: i32,
+    pub(crate) limit: i32,
 }
 
 /// Runs that an agent claimed before a time and whose process has not reported: they are
@@ -183,9 +185,10 @@ pub(crate) struct ClaimedIds {
             ]
         },
         order_by: [{ state_timestamp: desc }],
-        limit: 1000,
+        limit: $limit,
         offset: $offset
     )]
+    #[allow(dead_code, reason = "rows are read one by one")]
     pub(crate) flow_run: Vec<ClaimOfRun>,
 }
 
@@ -250,7 +253,31 @@ pub(crate) struct ClaimedFlowRuns {
             { state: { _eq: "Running" }, task_runs: { state: { _eq: "Submitted" } } }
         ]
     })]
+    #[allow(dead_code, reason = "rows are read one by one")]
     pub(crate) flow_run: Vec<ClaimedFlowRun>,
+}
+
+/// A flow run without what is to be executed.
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "flow_run")]
+pub(crate) struct BareFlowRun {
+    pub(crate) id: Uuid,
+    pub(crate) version: Option<i32>,
+    #[cynic(rename = "serialized_state")]
+    pub(crate) serialized_state: Option<Json>,
+    #[cynic(rename = "scheduled_start_time")]
+    pub(crate) scheduled_start_time: Option<Time>,
+    pub(crate) name: Option<String>,
+}
+
+/// Flow runs whose descriptions are too large.
+#[derive(cynic::QueryFragment)]
+#[cynic(graphql_type = "query_root", variables = "ByIds")]
+pub(crate) struct BareFlowRuns {
+    #[cynic(rename = "flow_run")]
+    #[arguments(where: { id: { _in: $ids } })]
+    #[allow(dead_code, reason = "rows are read one by one")]
+    pub(crate) flow_run: Vec<BareFlowRun>,
 }
 
 #[derive(cynic::QueryVariables)]
@@ -259,6 +286,7 @@ pub(crate) struct EndedRows {
     pub(crate) states: Option<Vec<String>>,
     pub(crate) since: Time,
     pub(crate) offset: i32,
+    pub(crate) limit: i32,
 }
 
 /// Runs of a tenant that have got one of some states since a time, page by page.
@@ -273,9 +301,10 @@ pub(crate) struct EndedFlowRuns {
             state_timestamp: { _gte: $since }
         },
         order_by: [{ state_timestamp: desc }],
-        limit: 1000,
+        limit: $limit,
         offset: $offset
     )]
+    #[allow(dead_code, reason = "rows are read one by one")]
     pub(crate) flow_run: Vec<EndedRun>,
 }
 
@@ -340,6 +369,7 @@ pub(crate) struct RunState {
 pub(crate) struct RunStates {
     #[cynic(rename = "flow_run")]
     #[arguments(where: { id: { _in: $ids } })]
+    #[allow(dead_code, reason = "rows are read one by one")]
     pub(crate) flow_run: Vec<RunState>,
 }
 

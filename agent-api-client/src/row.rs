@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::rows::Row;
 use crate::{operations, state, time};
 
 /// One element of the answer to the API's `flow_run` query. Every member but the ids may be
@@ -33,10 +34,16 @@ pub struct FlowRunRow {
     /// Those of its task runs that wait for a retry.
     #[serde(default)]
     pub task_runs: Vec<TaskRunRow>,
+    /// Why only a part of the row could be read, if so: the run is claimed and failed for that.
+    #[serde(skip)]
+    pub defect: Option<String>,
+    /// Bytes of memory that the row takes, about.
+    #[serde(skip)]
+    pub weight: usize,
 }
 
 /// The flow of a [`FlowRunRow`].
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct FlowRow {
     /// The flow's id.
     pub id: String,
@@ -68,7 +75,7 @@ pub struct TaskRunRow {
 }
 
 /// What a claim needs of a row; kept in [`FlowRun::token`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Token {
     pub(crate) version: Option<i32>,
     pub(crate) state: Value,
@@ -131,13 +138,11 @@ impl FlowRunRow {
             state: self.serialized_state,
             tasks,
         };
-        FlowRun {
-            id: FlowRunId::from(self.id),
-            name: self.name.unwrap_or_default(),
-            due: start.filter(|_| scheduled),
-            under_way,
-            attempt,
-            work: Work::Flow(Box::new(Flow {
+        let work = match self.defect {
+            Some(defect) => Work::Unreadable(format!(
+                "the flow run, as the API describes it, cannot be deployed: {defect}; check its run config, and the storage of its flow"
+            )),
+            None => Work::Flow(Box::new(Flow {
                 id: self.flow.id,
                 name: self.flow.name,
                 core_version: self.flow.core_version,
@@ -145,6 +150,15 @@ impl FlowRunRow {
                 run_config: self.run_config,
                 environment: self.flow.environment,
             })),
+        };
+        FlowRun {
+            id: FlowRunId::from(self.id),
+            name: self.name.unwrap_or_default(),
+            due: start.filter(|_| scheduled),
+            under_way,
+            attempt,
+            work,
+            weight: self.weight,
             token: serde_json::to_value(token).unwrap_or_default(),
             read_at: Moment::now(),
         }
@@ -183,6 +197,38 @@ impl From<operations::FlowRun> for FlowRunRow {
                 core_version: row.flow.core_version,
             },
             task_runs: Vec::new(),
+            defect: None,
+            weight: 0,
+        }
+    }
+}
+
+impl From<operations::BareFlowRun> for FlowRunRow {
+    fn from(row: operations::BareFlowRun) -> Self {
+        Self {
+            id: row.id.0,
+            version: row.version,
+            serialized_state: row.serialized_state.map_or(Value::Null, |json| json.0),
+            scheduled_start_time: row.scheduled_start_time.map(|time| time.0),
+            run_config: Value::Null,
+            name: row.name,
+            flow: FlowRow::default(),
+            task_runs: Vec::new(),
+            defect: None,
+            weight: 0,
+        }
+    }
+}
+
+impl<R> From<Row<R>> for FlowRunRow
+where
+    Self: From<R>,
+{
+    fn from(read: Row<R>) -> Self {
+        Self {
+            defect: read.defect,
+            weight: read.weight,
+            ..Self::from(read.row)
         }
     }
 }

@@ -6,15 +6,15 @@ use std::time::Duration;
 use agent_core::backoff::Backoff;
 use agent_core::{
     Claim, Error, FlowRun, FlowRunId, FlowRunSource, LogEntry, Phase, Ready, ReadyQuery,
-    Registration, Result, State, async_trait,
+    Registration, Result, State, Work, async_trait,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use crate::client::PrefectApi;
+use crate::client::{PrefectApi, without_nul};
 use crate::error::{ApiError, Cause, UPDATE_FAILED};
 use crate::operations::StateResult;
-use crate::row::{FlowRunRow, Token};
+use crate::row::{FlowRunRow, TaskToken, Token};
 use crate::state;
 
 #[async_trait]
@@ -99,6 +99,28 @@ impl FlowRunSource for PrefectApi {
         Ok(Claim::Claimed)
     }
 
+    async fn claim_to_fail(&self, run: &FlowRun) -> Result<Claim> {
+        // Without what else the state holds, which may be what is refused.
+        let token: Token = serde_json::from_value(run.token.clone()).unwrap_or_default();
+        let tasks = token.tasks.into_iter().map(|task| TaskToken {
+            state: state::bare(&task.state),
+            ..task
+        });
+        let token = Token {
+            version: token.version,
+            state: state::bare(&token.state),
+            tasks: tasks.collect(),
+        };
+        let bare = FlowRun {
+            due: run.due,
+            under_way: run.under_way,
+            attempt: run.attempt.clone(),
+            token: serde_json::to_value(token).unwrap_or_default(),
+            ..FlowRun::new(run.id.clone(), "", Work::Unreadable(String::new()))
+        };
+        self.claim(&bare).await
+    }
+
     async fn fail(&self, run: &FlowRunId, message: &str) -> Result<()> {
         let mut backoff = self.backoff();
         let until = Instant::now() + self.settings.retry_for;
@@ -108,7 +130,7 @@ impl FlowRunSource for PrefectApi {
                 return Ok(());
             }
             let version = states.first().and_then(|row| row.version);
-            let failed = state::failed(message);
+            let failed = state::failed(&without_nul(message));
             let error = match self.set_flow_run_state(run.as_str(), version, failed).await {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
@@ -129,8 +151,16 @@ impl FlowRunSource for PrefectApi {
             .map_err(|error| match &error.cause {
                 // Too large, or not to the taste of something in front of the API.
                 Cause::Status {
-                    status: 400..500, ..
+                    status: 400 | 413 | 414 | 422 | 431,
+                    ..
                 } => Error::permanent(error.to_string()),
+                // A database that is away refuses all, one entry that it cannot hold only that.
+                Cause::Broken(_) | Cause::Unavailable { .. } | Cause::Internal(_) => {
+                    Error::Unclear {
+                        message: error.to_string(),
+                        retry_after: error.cause.retry_after(),
+                    }
+                }
                 _ => error.into(),
             })
     }

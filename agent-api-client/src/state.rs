@@ -99,6 +99,12 @@ pub(crate) fn submitted(state: &Value, message: &str, place: Option<&str>) -> Va
     Value::Object(submitted)
 }
 
+/// Returns of a scheduled state no more than its type and its time.
+pub(crate) fn bare(state: &Value) -> Value {
+    let time = wanted_time(state).map_or(Value::Null, |at| time::format(at).into());
+    json!({"type": kind(state), "start_time": time})
+}
+
 /// Failed, with a message for the run's owner.
 pub(crate) fn failed(message: &str) -> Value {
     Value::Object(common("Failed", message))

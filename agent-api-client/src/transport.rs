@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use agent_core::backoff::Backoff;
+use agent_core::{LONGEST_MESSAGE, clip};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -13,14 +14,21 @@ use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use url::Url;
 
 use crate::error::{ApiError, Cause};
+use crate::rows::{RawRows, Row, RowKind, read_rows};
 use crate::state::CORE_VERSION;
 
-/// The largest answer that is read. The API has no paging, so answers of many MB are normal.
-const LARGEST_ANSWER: usize = 64 << 20;
+/// The largest answer that is read. One that is larger is asked for in halves.
+const LARGEST_ANSWER: usize = 16 << 20;
+/// An answer that is larger has to wait while others are in memory.
+const LARGE_ANSWER: usize = 256 << 10;
+/// How many such answers may be in memory at the same time.
+const LARGE_ANSWERS: usize = 2;
 /// The longest pause that the API can ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How much of an unexpected body an error shows.
@@ -37,6 +45,7 @@ pub(crate) struct Transport {
     key: Option<SecretString>,
     tenant: OnceLock<String>,
     agent: OnceLock<String>,
+    large_answers: Semaphore,
     /// How far the API's clock is ahead of ours, in milliseconds; zero when about equal.
     ahead: AtomicI64,
 }
@@ -132,6 +141,7 @@ impl Transport {
             key,
             tenant: OnceLock::new(),
             agent: OnceLock::new(),
+            large_answers: Semaphore::new(LARGE_ANSWERS),
             ahead: AtomicI64::new(0),
         })
     }
@@ -192,7 +202,7 @@ impl Transport {
         V: Serialize,
     {
         let body = self.body(operation, &query)?;
-        self.send(operation, body).await
+        self.send(operation, body, &interpret).await
     }
 
     /// Sends an operation, again while it fails in passing, for at most about `budget`.
@@ -206,11 +216,39 @@ impl Transport {
         F: DeserializeOwned,
         V: Serialize,
     {
+        self.run_with(operation, query, budget, interpret).await
+    }
+
+    /// The same for an answer of rows, each of which is read by itself.
+    pub(crate) async fn run_rows<F, V, R>(
+        &self,
+        operation: &'static str,
+        query: cynic::Operation<F, V>,
+        budget: Duration,
+    ) -> Result<Vec<Row<R>>, ApiError>
+    where
+        R: RowKind,
+        V: Serialize,
+    {
+        self.run_with(operation, query, budget, interpret_rows)
+            .await
+    }
+
+    async fn run_with<F, V, T>(
+        &self,
+        operation: &'static str,
+        query: cynic::Operation<F, V>,
+        budget: Duration,
+        decode: impl Fn(&[u8]) -> Result<T, Cause>,
+    ) -> Result<T, ApiError>
+    where
+        V: Serialize,
+    {
         let body = self.body(operation, &query)?;
         let until = Instant::now() + budget;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
-            let error = match self.send(operation, body.clone()).await {
+            let error = match self.send(operation, body.clone(), &decode).await {
                 Ok(data) => return Ok(data),
                 Err(error) if !error.cause.is_transient() => return Err(error),
                 Err(error) => error,
@@ -239,11 +277,12 @@ impl Transport {
             .map_err(|error| self.error(operation, Cause::Refused(error.to_string())))
     }
 
-    async fn send<F: DeserializeOwned>(
+    async fn send<T>(
         &self,
         operation: &'static str,
         body: Bytes,
-    ) -> Result<F, ApiError> {
+        decode: &impl Fn(&[u8]) -> Result<T, Cause>,
+    ) -> Result<T, ApiError> {
         let answer = async {
             let mut request = self
                 .http
@@ -261,16 +300,64 @@ impl Transport {
             }
             let response = request.send().await.map_err(broken)?;
             self.note_clock(response.headers());
-            read(response).await
+            self.read(response, decode).await
         };
         let began = Instant::now();
-        let answer: Result<F, Cause> = answer.await;
+        let answer: Result<T, Cause> = answer.await;
         let outcome = answer.as_ref().map_or_else(Cause::kind, |_| "ok");
         metrics::counter!("prefect_agent_api_requests_total", "operation" => operation, "outcome" => outcome)
             .increment(1);
         metrics::histogram!("prefect_agent_api_request_seconds", "operation" => operation)
             .record(began.elapsed());
         answer.map_err(|cause| self.error(operation, cause))
+    }
+
+    /// Reads an answer. While it is large, few others of that kind are in memory.
+    async fn read<T>(
+        &self,
+        mut response: Response,
+        decode: &impl Fn(&[u8]) -> Result<T, Cause>,
+    ) -> Result<T, Cause> {
+        let status = response.status();
+        let retry_after = retry_after(response.headers());
+        let mut body = Vec::new();
+        let mut _large: Option<SemaphorePermit<'_>> = None;
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => {
+                    return Err(Cause::TooLarge(LARGEST_ANSWER));
+                }
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Err(error) => return Err(broken(error)),
+            }
+            if body.len() > LARGE_ANSWER && _large.is_none() {
+                // The semaphore is never closed.
+                _large = self.large_answers.acquire().await.ok();
+            }
+        }
+        match status {
+            _ if status.is_success() => decode(&body),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Cause::Unauthorized(format!(
+                "HTTP status {}",
+                status.as_u16()
+            ))),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                Err(Cause::Unavailable {
+                    status: status.as_u16(),
+                    retry_after,
+                })
+            }
+            _ if status.is_server_error() => Err(Cause::Unavailable {
+                status: status.as_u16(),
+                retry_after,
+            }),
+            StatusCode::BAD_REQUEST => match errors(&body) {
+                Some(errors) => Err(refusal(&errors)),
+                None => Err(other_status(status, &body)),
+            },
+            _ => Err(other_status(status, &body)),
+        }
     }
 
     /// Compares the clocks, so that a run is not started early by a clock that runs ahead.
@@ -336,45 +423,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn read<F: DeserializeOwned>(mut response: Response) -> Result<F, Cause> {
-    let status = response.status();
-    let retry_after = retry_after(response.headers());
-    let mut body = Vec::with_capacity(response.content_length().unwrap_or(0).min(1 << 20) as usize);
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => {
-                return Err(Cause::Malformed(format!(
-                    "it is larger than {} MiB",
-                    LARGEST_ANSWER >> 20
-                )));
-            }
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => break,
-            Err(error) => return Err(broken(error)),
-        }
-    }
-    match status {
-        _ if status.is_success() => interpret(&body),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Cause::Unauthorized(format!(
-            "HTTP status {}",
-            status.as_u16()
-        ))),
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Cause::Unavailable {
-            status: status.as_u16(),
-            retry_after,
-        }),
-        _ if status.is_server_error() => Err(Cause::Unavailable {
-            status: status.as_u16(),
-            retry_after,
-        }),
-        StatusCode::BAD_REQUEST => match errors(&body) {
-            Some(errors) => Err(refusal(&errors)),
-            None => Err(other_status(status, &body)),
-        },
-        _ => Err(other_status(status, &body)),
-    }
-}
-
 fn other_status(status: StatusCode, body: &[u8]) -> Cause {
     let message = errors(body).map_or_else(|| excerpt(body), |errors| texts(&errors));
     Cause::Status {
@@ -408,6 +456,29 @@ pub(crate) fn interpret<F: DeserializeOwned>(body: &[u8]) -> Result<F, Cause> {
         Err(error) => Err(match errors(body) {
             Some(errors) if !errors.is_empty() => refusal(&errors),
             _ => Cause::Malformed(format!("{error} in {}", excerpt(body))),
+        }),
+    }
+}
+
+/// What the rows in the body of an answer hold, each by itself.
+pub(crate) fn interpret_rows<R: RowKind>(body: &[u8]) -> Result<Vec<Row<R>>, Cause> {
+    #[derive(Deserialize)]
+    struct RawAnswer<'a> {
+        #[serde(borrow)]
+        data: Option<RawRows<'a>>,
+        #[serde(borrow)]
+        errors: Option<&'a RawValue>,
+    }
+    let none = |raw: Option<&RawValue>| raw.is_none_or(|raw| matches!(raw.get(), "null" | "[]"));
+    match serde_json::from_slice::<RawAnswer<'_>>(body) {
+        Ok(RawAnswer {
+            data: Some(rows),
+            errors,
+        }) if none(errors) => Ok(read_rows(&rows.flow_run)),
+        // What else it is, and says.
+        _ => interpret::<serde::de::IgnoredAny>(body).and_then(|_| {
+            let why = format!("no rows in {}", excerpt(body));
+            Err(Cause::Malformed(why))
         }),
     }
 }
@@ -449,7 +520,7 @@ fn texts(errors: &[Value]) -> String {
                 .unwrap_or("an error without a message")
         })
         .collect();
-    texts.join("; ")
+    clip(&texts.join("; "), LONGEST_MESSAGE).into_owned()
 }
 
 /// The beginning of a body, on one line.

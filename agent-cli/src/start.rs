@@ -1,5 +1,6 @@
 //! `agent-cli start`: connects both sides, says what it will do, and runs the agent.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_api_client::PrefectApi;
@@ -63,6 +64,7 @@ pub async fn run(mut settings: Settings) -> Result<()> {
         .max_in_flight(settings.max_in_flight)
         .submit_retry_budget(settings.submit_retry_budget)
         .take_over_after(settings.lease_duration.mul_f64(5.0 / 3.0))
+        .journal(journal(&registration.agent_id))
         .build();
     if let Some((address, metrics)) = settings.agent_address.zip(metrics) {
         endpoint::serve(address, agent.health(), metrics).await?;
@@ -71,6 +73,20 @@ pub async fn run(mut settings: Settings) -> Result<()> {
     agent.run(shutdown).await?;
     tracing::info!("The agent has stopped");
     Ok(())
+}
+
+/// Variable that names the folder in which the agent keeps which runs it is creating Jobs for.
+const STATE_DIR: &str = "PREFECT_AGENT_STATE_DIR";
+
+/// Returns where the agent's journal is, if there is a place for it: a folder that outlives the process,
+/// by default in Prefect's own.
+fn journal(agent_id: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os(STATE_DIR).filter(|folder| !folder.is_empty());
+    let folder = folder.map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
+        Some(PathBuf::from(home).join(".prefect").join("agent-state"))
+    })?;
+    Some(folder.join(agent_id))
 }
 
 /// The name of the Lease that is held by the replica which supervises the Jobs of a tenant, and

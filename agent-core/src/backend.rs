@@ -30,12 +30,24 @@ pub struct Submission {
 /// Where flow runs are executed.
 #[async_trait]
 pub trait JobBackend: Send + Sync + 'static {
+    /// Tries, without a trace, whether this agent can create jobs at all. Nothing is claimed before
+    /// the first one has succeeded, and none while several creations in a row have failed and this
+    /// fails, too. By default it succeeds.
+    ///
+    /// # Errors
+    /// Agent when this agent may not create jobs or its own template makes none; Unclear or Transient
+    /// when the backend is away. What is refused of the job that was tried alone is no reason to stop.
+    async fn preflight(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes the job for a claimed run. Idempotent: submitting the same
-    /// [attempt](FlowRun::attempt) again finds the job that is there.
+    /// [attempt](FlowRun::attempt) again finds the job that is there. For any but a fresh claim the
+    /// job is looked for among the run's [jobs](Self::jobs) before.
     ///
     /// # Errors
     /// Permanent when the run can never be executed as it is: a run config or template that makes
-    /// no job, a refusal by the backend. Transient when the backend is away or overloaded.
+    /// no job, a refusal by the backend. The other kinds as [`Error`](crate::Error) has them.
     async fn submit(&self, run: &FlowRun) -> Result<Submission>;
 
     /// The jobs of these flow runs, of whatever attempt, finished ones included as far as they

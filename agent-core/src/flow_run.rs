@@ -74,6 +74,9 @@ pub struct FlowRun {
     pub token: Value,
     /// When the source read this. An old reading is read again before the run is claimed.
     pub read_at: Moment,
+    /// Bytes of memory that the description takes, by a rough estimate: how many runs are in hand at
+    /// the same time depends on it.
+    pub weight: usize,
 }
 
 impl FlowRun {
@@ -89,6 +92,7 @@ impl FlowRun {
             work,
             token: Value::Null,
             read_at: Moment::now(),
+            weight: 0,
         }
     }
 }
@@ -99,6 +103,8 @@ impl FlowRun {
 pub enum Work {
     /// A flow of Prefect 1: the backend builds the job from the flow and its run config.
     Flow(Box<Flow>),
+    /// A run whose description cannot be read, for this reason: it is claimed and failed.
+    Unreadable(String),
 }
 
 /// A flow of Prefect 1 and the environment that one run of it asks for.

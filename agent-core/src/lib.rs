@@ -35,7 +35,7 @@ pub mod text;
 
 pub use async_trait::async_trait;
 
-pub use agent::{Agent, AgentBuilder, AgentHealth, AgentStatus};
+pub use agent::{Agent, AgentBuilder, AgentHealth, AgentStatus, Concern};
 pub use backend::{JobBackend, JobRef, Submission};
 pub use error::{Error, Result};
 pub use flow_run::{Flow, FlowRun, FlowRunId, Work};

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::{FlowRunId, LogEntry, LogLevel};
+use crate::{FlowRunId, LONGEST_MESSAGE, LogEntry, LogLevel, clip};
 
 /// What a backend's watch over its jobs yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +148,20 @@ impl Finding {
             finding.not_before = None;
         }
         findings
+    }
+
+    /// Cuts what the finding says to the length of a message, and leaves nothing in it that a log cannot
+    /// hold: a pod may say anything.
+    pub(crate) fn clip(&mut self) {
+        let entries = self.logs.iter_mut().map(|entry| &mut entry.message);
+        for text in entries.chain(&mut self.failure) {
+            if text.len() > LONGEST_MESSAGE {
+                *text = clip(text, LONGEST_MESSAGE).into_owned();
+            }
+            if text.contains('\0') {
+                *text = text.replace('\0', "\u{2400}");
+            }
+        }
     }
 
     /// A finding that is only to be told and has no consequence.

@@ -89,8 +89,18 @@ pub trait FlowRunSource: Send + Sync + 'static {
     /// Transient when the outcome could not be found out; permanent fails the run.
     async fn claim(&self, run: &FlowRun) -> Result<Claim>;
 
-    /// Ends a run that this agent has claimed, or could not even claim, with a message for its
-    /// owner. A run that has ended already is left as it is.
+    /// Claims a run that [cannot be claimed](Self::claim) as usual, by the least that makes it this
+    /// agent's, only to fail it: a run that somebody else may have is not failed. By default it cannot
+    /// be, and the run stays queued.
+    ///
+    /// # Errors
+    /// Any kind; the run stays queued.
+    async fn claim_to_fail(&self, _run: &FlowRun) -> Result<Claim> {
+        Ok(Claim::Lost("it cannot be claimed".to_owned()))
+    }
+
+    /// Ends a run that this agent has claimed with a message for its owner. A run that has ended
+    /// already is left as it is.
     ///
     /// # Errors
     /// Either kind.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use agent_core::backoff::Backoff;
 use agent_core::{
-    Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Sighting, Submission, Turn, async_trait,
+    Error, FlowRun, FlowRunId, JobBackend, JobRef, Result, Sighting, Submission, Turn, Work,
+    async_trait,
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -16,7 +17,7 @@ use kube::api::{Api, DeleteParams, ListParams, PartialObjectMeta, Patch, PatchPa
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::error::{classify, is_ambiguous};
+use crate::error::{classify, classify_creation, is_ambiguous};
 use crate::lease::Lease;
 use crate::manifest::{self, FLOW_RUN_ID, Manifests};
 use crate::observe::{self, Graces, Notes, REPORTED};
@@ -107,17 +108,37 @@ impl KubernetesBackend {
         self
     }
 
+    /// Sends a manifest for a Job to be created, or only to be looked at with `query`. Returns what
+    /// went wrong as kube has it, or nothing if there was no answer in time.
+    async fn post(
+        &self,
+        manifest: &Value,
+        query: &str,
+    ) -> Result<Result<PartialObjectMeta<Job>, kube::Error>, Error> {
+        let namespace = &self.namespace;
+        let unusable = |error: &dyn std::fmt::Display| {
+            Error::permanent(format!("Creating a Job in namespace {namespace}: {error}"))
+        };
+        let body = serde_json::to_vec(manifest).map_err(|error| unusable(&error))?;
+        let address = format!("/apis/batch/v1/namespaces/{namespace}/jobs{query}");
+        let request = Request::post(address)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|error| unusable(&error))?;
+        let created = self.client.request::<PartialObjectMeta<Job>>(request);
+        match tokio::time::timeout(REQUEST, created).await {
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(Error::unclear(format!(
+                "Creating a Job in namespace {namespace}: no answer within {} s",
+                REQUEST.as_secs()
+            ))),
+        }
+    }
+
     /// Creates a Job from a manifest; `false` when there is one of that name already.
     async fn create(&self, run: &FlowRun, name: &str, manifest: &Value) -> Result<bool> {
         let what = || format!("Creating Job {name} in namespace {} failed", self.namespace);
-        let body = serde_json::to_vec(manifest)
-            .map_err(|error| Error::permanent(format!("{}: {error}", what())))?;
-        let request = Request::post(format!("/apis/batch/v1/namespaces/{}/jobs", self.namespace))
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(body)
-            .map_err(|error| Error::permanent(format!("{}: {error}", what())))?;
-        let created = self.client.request::<PartialObjectMeta<Job>>(request);
-        match tokio::time::timeout(REQUEST, created).await {
+        match self.post(manifest, "").await {
             Ok(Ok(_)) => Ok(true),
             Ok(Err(kube::Error::Api(status)))
                 if status.code == 409 && status.reason == "AlreadyExists" =>
@@ -128,15 +149,11 @@ impl KubernetesBackend {
                 if is_ambiguous(&error) {
                     self.got_no_answer(run);
                 }
-                Err(classify(&what(), &error))
+                Err(classify_creation(&what(), &error))
             }
-            Err(_) => {
+            Err(error) => {
                 self.got_no_answer(run);
-                Err(Error::transient(format!(
-                    "{}: no answer within {} s",
-                    what(),
-                    REQUEST.as_secs()
-                )))
+                Err(error)
             }
         }
     }
@@ -242,6 +259,21 @@ impl KubernetesBackend {
 
 #[async_trait]
 impl JobBackend for KubernetesBackend {
+    async fn preflight(&self) -> Result<()> {
+        let work = Work::Flow(Box::default());
+        let run = FlowRun::new("preflight", "preflight", work);
+        let identifier = manifest::identifier(&run.attempt, 0);
+        let manifest = self.manifests.build(&run, &identifier).await?;
+        let tried = self.post(&manifest, "?dryRun=All").await?;
+        match tried {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let what = format!("Trying to create a Job in namespace {}", self.namespace);
+                Err(classify_creation(&what, &error))
+            }
+        }
+    }
+
     async fn submit(&self, run: &FlowRun) -> Result<Submission> {
         for salt in 0..SALTS {
             let identifier = manifest::identifier(&run.attempt, salt);
@@ -264,7 +296,7 @@ impl JobBackend for KubernetesBackend {
                 }
                 // It was deleted just now; whoever did that wanted this attempt gone.
                 None => {
-                    return Err(Error::transient(format!(
+                    return Err(Error::unclear(format!(
                         "Job {name} was deleted while it was looked up"
                     )));
                 }
@@ -444,6 +476,7 @@ mod tests {
         let deleted = async |code| answered(code, status(code)).delete("job").await;
         assert!(deleted(404).await.is_ok());
         assert!(deleted(409).await.is_err_and(|error| error.is_transient()));
-        assert!(deleted(403).await.is_err_and(|error| !error.is_transient()));
+        let denied = deleted(403).await;
+        assert!(matches!(denied, Err(Error::Agent(_))), "{denied:?}");
     }
 }

@@ -3,18 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 
 use super::Shared;
+use super::backend_health::{Concern, Pace, SLOW_CREATION};
 use super::in_flight::{Place, Ticket};
 use super::in_hand::{Held, Stage};
 use super::jobless::Jobless;
 use super::slots::Slot;
+use super::waiting::WaitingRun;
 use crate::backoff::Backoff;
 use crate::failpoint;
+use crate::text::{LONGEST_MESSAGE, clip};
 use crate::{
-    Claim, Error, FlowRun, FlowRunId, JobRef, LogEntry, LogLevel, Moment, Result, Submission,
+    Claim, Error, FlowRun, FlowRunId, JobRef, LogEntry, LogLevel, Moment, Result, Submission, Work,
 };
 
 /// How old the reading of a run may be when it is claimed. The open-source server refuses a
@@ -34,14 +39,21 @@ const QUEUED: Duration = Duration::from_secs(5);
 const LONGEST_RESPITE: Duration = Duration::from_secs(30);
 /// How soon after its claim a run is submitted without being looked at again.
 const PROMPT: Duration = Duration::from_secs(5);
-/// A backend that takes longer for one job is overloaded.
-const SLOW: Duration = Duration::from_secs(5);
 /// How long a run is left alone that the source refuses to have claimed.
 const REFUSED: Duration = Duration::from_secs(10);
 /// For how long it is tried to fail a run.
 const FAILS: Duration = Duration::from_secs(120);
 /// How long a run that is to fail waits for its log to hold the reason.
 const REASON: Duration = Duration::from_secs(2);
+
+/// For how long a run's Job has failed to be created when its owner is told, and how often after that.
+const WARN_AFTER: Duration = Duration::from_secs(10);
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// How long after the start of the process a run is taken up with which an earlier process has died:
+/// others are served first.
+const SUSPECT_DELAY: Duration = Duration::from_secs(5);
+/// Deaths of the process with the same run in hand after which the run is failed.
+const MAX_DEATHS: u8 = 3;
 
 /// What a run that was due when a poll has found it brings along.
 pub(super) struct Due {
@@ -51,25 +63,85 @@ pub(super) struct Due {
     pub(super) jobless: Option<Arc<Jobless>>,
 }
 
+/// What became of the claim of a run.
+enum Claimed {
+    /// The run is ours, and has no Job.
+    Now(Box<FlowRun>, Moment),
+    /// The run is ours, and has a Job already that goes on.
+    Adopted,
+    /// The run is ours only to be failed, for this reason.
+    ToFail(Error),
+    /// The run stays queued, or is somebody else's; it is left alone for so long.
+    Not(Duration),
+}
+
+/// An attempt at a run whose Job is to be created.
+struct Attempt {
+    id: FlowRunId,
+    /// What tells it from other attempts. Not known of a recovered run before it is read.
+    key: Option<String>,
+    due: Option<Timestamp>,
+    read_at: Moment,
+    /// Whether an earlier process, or another one, has claimed it.
+    recovered: bool,
+    /// Its description, if that is new; else it is read again.
+    fresh: Option<Fresh>,
+}
+
+/// The description of a run as it was just before its claim.
+struct Fresh {
+    run: Box<FlowRun>,
+    memory: OwnedSemaphorePermit,
+    claimed_at: Moment,
+}
+
 /// Deploys a run that a poll has found.
-pub(super) async fn run(shared: Arc<Shared>, run: FlowRun, held: Held, due: Option<Due>) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    run: FlowRun,
+    held: Held,
+    memory: OwnedSemaphorePermit,
+    due: Option<Due>,
+) {
     let span = tracing::info_span!("deploy", flow_run_id = %run.id);
     async {
         let (ticket, jobless) = due.map(|due| (due.ticket, due.jobless)).unzip();
         let Some((place, slot)) = start_time(&shared, &run, &held, ticket).await else {
             return;
         };
+        let mut attempt = Attempt {
+            id: run.id.clone(),
+            key: Some(run.attempt.clone()),
+            due: run.due,
+            read_at: run.read_at,
+            recovered: false,
+            fresh: None,
+        };
         let jobless = jobless.flatten();
-        let done = claim_and_submit(&shared, &run, &held, place, jobless.as_deref()).await;
-        drop(slot);
-        match done {
-            Ok(None) => {}
-            Ok(Some(respite)) => rest(&shared, &held, respite).await,
-            Err(error) => {
-                if !give_up(&shared, &run, error, false).await {
-                    rest(&shared, &held, LONGEST_RESPITE).await;
-                }
+        let outcome = match claim(&shared, run, &held, jobless.as_deref()).await {
+            Claimed::Now(run, claimed_at) => {
+                attempt.key = Some(run.attempt.clone());
+                attempt.fresh = Some(Fresh {
+                    run,
+                    memory,
+                    claimed_at,
+                });
+                create(&shared, &mut attempt, place, Some(slot)).await
             }
+            Claimed::Adopted => Ok(()),
+            Claimed::ToFail(why) => {
+                drop((memory, place, slot));
+                Err(why)
+            }
+            Claimed::Not(respite) => {
+                drop((memory, place, slot));
+                return rest(&shared, &held, respite).await;
+            }
+        };
+        if let Err(error) = outcome
+            && !give_up(&shared, &attempt, &error).await
+        {
+            rest(&shared, &held, LONGEST_RESPITE).await;
         }
     }
     .instrument(span)
@@ -83,27 +155,36 @@ async fn rest(shared: &Shared, held: &Held, respite: Duration) {
     let _ = shared.stopping.run_until_cancelled(pause).await;
 }
 
-/// Leaves a run queued after a passing failure; for how long it is left alone.
+/// Leaves a run queued after a passing failure. Returns for how long it is left alone.
 fn leave(shared: &Shared, why: &str, error: &Error) -> Duration {
     tracing::warn!("{why}, leaving it queued: {error}");
-    shared.slots.complain();
+    if let Error::Unclear { .. } | Error::Transient { .. } = error {
+        shared.slots.complain();
+    }
     error.retry_after().unwrap_or_default().max(RESPITE)
 }
 
 /// Deploys a run that was claimed by a process which did not get further.
-pub(super) async fn resume(shared: Arc<Shared>, run: FlowRun, held: Held) {
-    let span = tracing::info_span!("resume", flow_run_id = %run.id);
+pub(super) async fn resume(shared: Arc<Shared>, id: FlowRunId, held: Held) {
+    let span = tracing::info_span!("resume", flow_run_id = %id);
     async {
-        let Some(_slot) = shared.slots.acquire().await else {
-            return;
-        };
-        if shared.stopping.is_cancelled() {
+        // What this process may not do, another replica may.
+        let open = shared.backend_health.wait_until_open();
+        if shared.stopping.run_until_cancelled(open).await.is_none() {
             return;
         }
         held.enter(Stage::Claimed);
-        let place = shared.in_flight.enter_now(&run.id);
-        if let Err(error) = submit(&shared, &run, place, None).await {
-            give_up(&shared, &run, error, true).await;
+        let place = shared.in_flight.enter_now(&id);
+        let mut attempt = Attempt {
+            id,
+            key: None,
+            due: None,
+            read_at: Moment::now(),
+            recovered: true,
+            fresh: None,
+        };
+        if let Err(error) = create(&shared, &mut attempt, place, None).await {
+            give_up(&shared, &attempt, &error).await;
         }
     }
     .instrument(span)
@@ -127,6 +208,7 @@ async fn start_time<'a>(
             }
         }
         held.enter(Stage::Due);
+        shared.backend_health.wait_until_open().await;
         let ticket = ticket.unwrap_or_else(|| shared.in_flight.line_up(run));
         let place = ticket.enter().await;
         Some((place, shared.slots.acquire().await?))
@@ -140,7 +222,7 @@ async fn start_time<'a>(
 
 /// The run as it is, read again when the reading at hand is too old to claim it, or when its earlier
 /// job may be reporting just now: a claim would overwrite that report.
-async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option<FlowRun>> {
+async fn reading(shared: &Shared, run: FlowRun, has_job: bool) -> Result<Option<FlowRun>> {
     // Whoever comes late, because the process or its machine was halted, may not be the first.
     let late = run.due.is_none_or(|due| {
         let late = shared.source.now().duration_since(due);
@@ -148,14 +230,14 @@ async fn reading(shared: &Shared, run: &FlowRun, has_job: bool) -> Result<Option
     });
     let age = run.read_at.elapsed();
     if !has_job && age <= if late { LATE } else { FRESH } {
-        return Ok(Some(run.clone()));
+        return Ok(Some(run));
     }
-    let again = shared.source.reread(run).await?;
+    let again = shared.source.reread(&run).await?;
     // Rescheduled for later meanwhile: a later poll finds it in time.
     Ok(again.filter(|run| run.due.is_none_or(|due| due <= shared.source.now())))
 }
 
-/// The jobs of a run.
+/// The jobs of a run that a poll has found.
 async fn jobs(shared: &Shared, run: &FlowRun, jobless: Option<&Jobless>) -> Result<Vec<JobRef>> {
     if let Some(jobless) = jobless
         && run.read_at.elapsed() <= LATE
@@ -164,42 +246,43 @@ async fn jobs(shared: &Shared, run: &FlowRun, jobless: Option<&Jobless>) -> Resu
     {
         return Ok(Vec::new());
     }
-    let mut jobs = shared.backend.jobs(std::slice::from_ref(&run.id)).await?;
-    Ok(jobs.remove(&run.id).unwrap_or_default())
+    jobs_of(shared, &run.id).await
 }
 
-/// Claims a run and submits it; for how long it is left alone when it stays in the queue.
-async fn claim_and_submit(
-    shared: &Shared,
-    run: &FlowRun,
-    held: &Held,
-    place: Place,
-    jobless: Option<&Jobless>,
-) -> Result<Option<Duration>> {
-    let jobs = match jobs(shared, run, jobless).await {
+/// The jobs of a run.
+async fn jobs_of(shared: &Shared, run: &FlowRunId) -> Result<Vec<JobRef>> {
+    let mut jobs = shared.backend.jobs(std::slice::from_ref(run)).await?;
+    Ok(jobs.remove(run).unwrap_or_default())
+}
+
+/// Claims a run, unless it has ended or is somebody else's by now.
+async fn claim(shared: &Shared, run: FlowRun, held: &Held, jobless: Option<&Jobless>) -> Claimed {
+    let jobs = match jobs(shared, &run, jobless).await {
         Ok(jobs) => jobs,
-        Err(error) if error.is_transient() => {
+        Err(error) => {
+            if let Error::Agent(reason) = &error {
+                shared.backend_health.record_agent_error(reason);
+            }
             let why = "Cannot tell whether the run has a job";
-            return Ok(Some(leave(shared, why, &error)));
+            return Claimed::Not(leave(shared, why, &error));
         }
-        Err(error) => return Err(error),
     };
-    let run = &match reading(shared, run, !jobs.is_empty()).await {
+    let run = match reading(shared, run, !jobs.is_empty()).await {
         Ok(Some(run)) => run,
         Ok(None) => {
             tracing::debug!("The flow run is not ready any more");
-            return Ok(Some(RESPITE));
+            return Claimed::Not(RESPITE);
         }
         Err(error) => {
             let why = "Cannot read the flow run again";
-            return Ok(Some(leave(shared, why, &error)));
+            return Claimed::Not(leave(shared, why, &error));
         }
     };
     let running = jobs.into_iter().find(|job| !job.finished);
     tracing::info!("Deploying flow run {} to execution environment...", run.id);
     failpoint::reached("before-claim");
-    let claimed = Moment::now();
-    let claim = shared.source.claim(run).await;
+    let claimed_at = Moment::now();
+    let claim = shared.source.claim(&run).await;
     count_claim(&claim);
     match claim {
         Ok(Claim::Claimed) => {
@@ -208,24 +291,22 @@ async fn claim_and_submit(
         }
         Ok(Claim::Lost(reason)) => {
             tracing::debug!("Not deploying the flow run: {reason}");
-            return Ok(Some(RESPITE));
+            return Claimed::Not(RESPITE);
         }
         Ok(Claim::StillQueued(reason)) => {
             tracing::info!("Flow run {} stays in the queue: {reason}", run.id);
-            return Ok(Some(QUEUED));
+            return Claimed::Not(QUEUED);
         }
         Err(Error::Refused(why)) => {
             // The source words what passes as it words what does not.
             if shared.refusals.again(&run.id) >= shared.options.submit_budget {
-                return Err(Error::permanent(why));
+                return claim_to_fail(shared, &run, held, why).await;
             }
             tracing::warn!("Cannot claim the flow run, leaving it queued: {why}");
-            return Ok(Some(REFUSED));
+            return Claimed::Not(REFUSED);
         }
-        Err(error) if error.is_transient() => {
-            return Ok(Some(leave(shared, "Cannot claim the flow run", &error)));
-        }
-        Err(error) => return Err(error),
+        Err(Error::Permanent(why)) => return claim_to_fail(shared, &run, held, why).await,
+        Err(error) => return Claimed::Not(leave(shared, "Cannot claim the flow run", &error)),
     }
     if let Some(job) = running {
         tracing::info!(
@@ -234,34 +315,52 @@ async fn claim_and_submit(
             job.name
         );
         count_deployment("adopted");
-        return Ok(None);
+        return Claimed::Adopted;
     }
-    submit(shared, run, place, Some(claimed)).await?;
-    Ok(None)
+    Claimed::Now(Box::new(run), claimed_at)
 }
 
-/// Submits a claimed run. An outage of the backend is waited out: the slot stays taken, so that
-/// no more is claimed than can be deployed. When the agent stops meanwhile, the next process
-/// recovers the run.
-///
-/// Before it is submitted again, or long after the claim, the run is looked at: it may have got its
-/// job, which may be gone already.
-async fn submit(
+/// Claims a run that can never be claimed as usual, to fail it. Where even that is refused, its owner
+/// is told why and it stays queued: another agent may be able to claim it.
+async fn claim_to_fail(shared: &Shared, run: &FlowRun, held: &Held, why: String) -> Claimed {
+    let claim = shared.source.claim_to_fail(run).await;
+    count_claim(&claim);
+    match claim {
+        Ok(Claim::Claimed) => {
+            held.enter(Stage::Claimed);
+            return Claimed::ToFail(Error::Permanent(why));
+        }
+        Ok(Claim::Lost(reason) | Claim::StillQueued(reason)) => {
+            tracing::warn!(reason, "Cannot claim the flow run to fail it: {why}");
+        }
+        Err(error) => tracing::warn!(%error, "Cannot claim the flow run to fail it: {why}"),
+    }
+    if shared.refusals.is_to_be_told(&run.id) {
+        let told = entry(shared, &run.id, LogLevel::Error, clipped(&why));
+        shared.logs.write_if_missing_later(told, ());
+    }
+    Claimed::Not(LONGEST_RESPITE)
+}
+
+/// Creates the Job of a claimed run. When the agent stops meanwhile, the next process recovers the
+/// run.
+async fn create(
     shared: &Shared,
-    run: &FlowRun,
+    attempt: &mut Attempt,
     place: Place,
-    claimed: Option<Moment>,
+    slot: Option<Slot<'_>>,
 ) -> Result<()> {
-    failpoint::reached("after-claim");
-    let making = shared.made.begin(&run.id);
-    let made = make(shared, run, claimed).await;
+    let id = attempt.id.clone();
+    let making = shared.made.begin(&id);
+    let mut place = Some(place);
+    let made = create_with_retries(shared, attempt, &mut place, slot).await;
     let job = match &made {
         Ok(Some(made)) => Some(&made.submission.job),
         Ok(None) | Err(_) => None,
     };
     for seen in making.end(job) {
         // By a request that got no answer, or by another replica.
-        let entry = submitted(shared, &run.id, &seen);
+        let entry = submitted(shared, &id, &seen);
         let untold = shared.made.untold(&seen);
         shared.logs.write_if_missing_later(entry, untold);
     }
@@ -270,22 +369,24 @@ async fn submit(
     };
     let Submission { job, created } = made.submission;
     failpoint::reached("after-create");
-    place.made(&job);
+    if let Some(place) = place {
+        place.made(&job);
+    }
     count_deployment(if created { "created" } else { "found" });
-    if created && claimed.is_none() {
-        tracing::info!("Flow run {} had been claimed, but had no job", run.id);
+    if created && attempt.recovered {
+        tracing::info!("Flow run {id} had been claimed, but had no job");
         metrics::counter!("prefect_agent_recovered_total").increment(1);
     }
     if created {
         let now = shared.source.now();
-        let late = run.due.map_or_else(
-            || run.read_at.elapsed(),
+        let late = attempt.due.map_or_else(
+            || attempt.read_at.elapsed(),
             |due| Duration::try_from(now.duration_since(due)).unwrap_or_default(),
         );
         metrics::histogram!("prefect_agent_deploy_latency_seconds").record(late);
     }
-    tracing::info!("Completed deployment of flow run {}", run.id);
-    let entry = submitted(shared, &run.id, &job);
+    tracing::info!("Completed deployment of flow run {id}");
+    let entry = submitted(shared, &id, &job);
     let untold = shared.made.untold(&job);
     if created && !made.doubtful {
         shared.logs.write(entry, untold).await;
@@ -303,76 +404,225 @@ struct JobMade {
     doubtful: bool,
 }
 
-/// Makes a claimed run's job, however often that has to be tried; `None` when the run does not wait
-/// for it any more.
-async fn make(shared: &Shared, run: &FlowRun, claimed: Option<Moment>) -> Result<Option<JobMade>> {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut refused: Option<Instant> = None;
-    let mut fresh = claimed.is_some_and(|at| at.elapsed() < PROMPT);
+/// What has gone wrong so far with the creation of a run's Job.
+struct Trouble<'a> {
+    shared: &'a Shared,
+    run: FlowRunId,
+    backoff: Backoff,
+    /// Since when it fails for a reason that concerns the run alone.
+    since: Option<Instant>,
+    warned: Option<Instant>,
+    waiting: Option<WaitingRun>,
+}
+
+impl<'a> Trouble<'a> {
+    fn new(shared: &'a Shared, run: &FlowRunId) -> Self {
+        Self {
+            shared,
+            run: run.clone(),
+            backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(10)),
+            since: None,
+            warned: None,
+            waiting: None,
+        }
+    }
+
+    /// Records that the Job could not be created.
+    fn record(&mut self, error: &Error) -> Concern {
+        let since = self.since.unwrap_or_else(Instant::now);
+        let health = &self.shared.backend_health;
+        let concern = health.record_failure(&self.run, since, error);
+        // What others cause, or the side, does not count against the run.
+        self.since = (concern == Concern::Run).then_some(since);
+        if concern == Concern::Side {
+            self.shared.slots.complain();
+        }
+        tracing::warn!(
+            concern = concern.name(),
+            "Cannot submit flow run {}: {error}",
+            self.run
+        );
+        self.wait_for(concern);
+        concern
+    }
+
+    /// Records that the run could not be looked at.
+    fn record_unseen(&mut self, error: &Error) {
+        tracing::warn!("Cannot look at flow run {} again: {error}", self.run);
+        let concern = match error {
+            Error::Agent(_) => Concern::Agent,
+            _ => Concern::Side,
+        };
+        self.wait_for(concern);
+    }
+
+    fn wait_for(&mut self, concern: Concern) {
+        match &self.waiting {
+            Some(waiting) => waiting.set_concern(concern),
+            None => self.waiting = Some(self.shared.waiting.begin(&self.run, concern)),
+        }
+    }
+
+    /// Returns whether the run has used up its budget.
+    fn is_hopeless(&self) -> bool {
+        let budget = self.shared.options.submit_budget;
+        self.since.is_some_and(|since| since.elapsed() >= budget)
+    }
+
+    /// Tells the run's owner, early and then from time to time, why there is no Job yet.
+    fn warn_owner(&mut self, error: &Error) {
+        let failing = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+        let recent = |at: Instant| at.elapsed() < WARN_INTERVAL;
+        if failing < WARN_AFTER || self.warned.is_some_and(recent) {
+            return;
+        }
+        self.warned = Some(Instant::now());
+        let seconds = self.shared.options.submit_budget.as_secs();
+        let message = format!(
+            "The Job cannot be created yet, and is tried again for {seconds} s in all: {}",
+            clipped(&error.to_string())
+        );
+        let entry = entry(self.shared, &self.run, LogLevel::Warning, message);
+        self.shared.logs.write_soon(entry);
+    }
+
+    /// Pauses before the next attempt, or until this agent may do its work again.
+    async fn pause(&mut self, error: &Error, concern: Concern) {
+        let mut pause = self.backoff.pause(error.retry_after());
+        if concern == Concern::Run {
+            let failing = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+            let left = self.shared.options.submit_budget.saturating_sub(failing);
+            pause = pause.min(left.max(Duration::from_millis(100)));
+        }
+        if concern == Concern::Agent {
+            let opened = self.shared.backend_health.wait_until_open();
+            let _ = timeout(pause.max(LONGEST_RESPITE), opened).await;
+        }
+        sleep(pause).await;
+    }
+}
+
+/// Waits for the turn of a run with which a process has died, after others and one at a time.
+///
+/// # Errors
+/// When too many have.
+async fn wait_for_turn<'a>(
+    shared: &'a Shared,
+    id: &FlowRunId,
+) -> Result<Option<SemaphorePermit<'a>>> {
+    let deaths = shared.journal.deaths(id);
+    if deaths == 0 {
+        return Ok(None);
+    }
+    if deaths >= MAX_DEATHS {
+        return Err(Error::permanent(format!(
+            "the agent's process has ended {deaths} times while it was creating the Job of this flow run, which is not tried again; check its run config and job template for what may take all memory"
+        )));
+    }
+    sleep(SUSPECT_DELAY.saturating_sub(shared.started.elapsed())).await;
+    Ok(shared.suspects.acquire().await.ok())
+}
+
+/// Creates a claimed run's job, however often that has to be tried. Between two attempts neither a
+/// slot nor a place nor the run's description is held. Returns `None` when the run does not wait for
+/// a job any more.
+///
+/// Before it is submitted again, or long after the claim, the run is looked at: it may have got its
+/// job, which may be gone already.
+async fn create_with_retries(
+    shared: &Shared,
+    attempt: &mut Attempt,
+    place: &mut Option<Place>,
+    mut slot: Option<Slot<'_>>,
+) -> Result<Option<JobMade>> {
+    let id = attempt.id.clone();
+    if shared.journal.deaths(&id) > 0 {
+        slot = None;
+    }
+    let mut turn = wait_for_turn(shared, &id).await?;
+    let mut mark = Some(shared.journal.begin(&id));
+    failpoint::reached("after-claim");
+    let mut trouble = Trouble::new(shared, &id);
     let mut doubtful = false;
     let submission = loop {
-        if !std::mem::replace(&mut fresh, false) {
-            match look(shared, run).await {
-                Ok(Found::NoJob) => {}
+        let mark = mark.take().unwrap_or_else(|| shared.journal.begin(&id));
+        let fresh = attempt.fresh.take();
+        let (run, memory) = match fresh.filter(|fresh| fresh.claimed_at.elapsed() < PROMPT) {
+            Some(fresh) => (fresh.run, Some(fresh.memory)),
+            None => match look(shared, &id, attempt.key.as_deref()).await {
+                Ok(Found::NoJob(run)) => {
+                    attempt.key = Some(run.attempt.clone());
+                    let memory = shared.reserve_memory(&run).await;
+                    (run, memory)
+                }
                 Ok(Found::Job(job)) => {
-                    let created = false;
+                    let created = doubtful;
                     break Submission { job, created };
                 }
                 Ok(Found::Changed) => {
-                    tracing::info!("Flow run {} does not wait for a job any more", run.id);
+                    tracing::info!("Flow run {id} does not wait for a job any more");
                     return Ok(None);
                 }
-                Err(error) if error.is_transient() => {
-                    tracing::warn!("Cannot look at flow run {} again: {error}", run.id);
-                    tokio::time::sleep(backoff.pause(error.retry_after())).await;
+                Err(error) => {
+                    drop(mark);
+                    trouble.record_unseen(&error);
+                    trouble.pause(&error, Concern::Side).await;
                     continue;
                 }
-                Err(error) => return Err(error),
-            }
-        }
+            },
+        };
         let began = Instant::now();
-        let refusal = match shared.backend.submit(run).await {
-            Ok(submission) if began.elapsed() > SLOW => {
-                doubtful = true;
-                shared.slots.complain();
-                break submission;
+        let created = match &run.work {
+            Work::Unreadable(reason) => Err(Error::permanent(reason.clone())),
+            _ => {
+                shared
+                    .slots
+                    .run(&mut slot, shared.backend.submit(&run))
+                    .await
             }
+        };
+        // The process has survived it.
+        drop((run, memory, mark, turn.take()));
+        let error = match created {
             Ok(submission) => {
-                shared.slots.succeed();
-                break submission;
-            }
-            Err(Error::Refused(why)) => {
-                let since = *refused.get_or_insert(began);
-                if since.elapsed() < shared.options.submit_budget {
-                    tracing::warn!("Cannot submit flow run {}, will try again: {why}", run.id);
-                    tokio::time::sleep(backoff.pause(None)).await;
-                    continue;
+                doubtful |= began.elapsed() > SLOW_CREATION;
+                match shared.backend_health.record_success(began.elapsed()) {
+                    Pace::Overloaded => shared.slots.complain(),
+                    Pace::Fast => shared.slots.succeed(),
+                    Pace::Slow => {}
                 }
-                Error::permanent(why)
-            }
-            Err(error) if error.is_transient() => {
-                doubtful = true;
-                shared.slots.complain();
-                tracing::warn!("Cannot submit flow run {}, will try again: {error}", run.id);
-                tokio::time::sleep(backoff.pause(error.retry_after())).await;
-                continue;
+                break submission;
             }
             Err(error) => error,
         };
-        // What cannot be made may be there: an answer was lost, or another replica has made it. A
-        // full quota refuses it even then.
-        match made_already(shared, run).await {
-            Ok(None) => return Err(refusal),
-            Ok(Some(job)) => {
-                doubtful = true;
-                let created = false;
-                break Submission { job, created };
+        doubtful |= matches!(error, Error::Unclear { .. } | Error::Transient { .. });
+        let concern = trouble.record(&error);
+        let last = matches!(error, Error::Permanent(_)) || trouble.is_hopeless();
+        if last {
+            // What cannot be made may be there: an answer was lost, or another replica has made it.
+            // A full quota refuses it even then.
+            match made_already(shared, attempt).await {
+                Ok(Some(job)) => {
+                    let created = false;
+                    doubtful = true;
+                    break Submission { job, created };
+                }
+                Ok(None) | Err(Error::Permanent(_)) => {
+                    return Err(Error::permanent(error.to_string()));
+                }
+                Err(unseen) => trouble.record_unseen(&unseen),
             }
-            Err(error) if error.is_transient() => {
-                tracing::warn!("Cannot look for the job of flow run {}: {error}", run.id);
-                tokio::time::sleep(backoff.pause(error.retry_after())).await;
-            }
-            Err(_) => return Err(refusal),
+        }
+        if concern != Concern::Side || shared.backend_health.has_succeeded_since(began) {
+            // Others may have what this one holds. While the side is away, no more is claimed than
+            // could be deployed.
+            *place = None;
+            slot = None;
+        }
+        trouble.warn_owner(&error);
+        trouble.pause(&error, concern).await;
+        if place.is_none() {
+            *place = Some(shared.in_flight.enter_now(&id));
         }
     };
     Ok(Some(JobMade {
@@ -383,44 +633,61 @@ async fn make(shared: &Shared, run: &FlowRun, claimed: Option<Moment>) -> Result
 
 /// How a claimed run is found that is looked at before its job is made.
 enum Found {
-    NoJob,
-    /// Another replica has made this one.
+    NoJob(Box<FlowRun>),
+    /// It has this one.
     Job(String),
     /// It does not wait for a job any more.
     Changed,
 }
 
-/// Looks at a claimed run. What tells an attempt at a part of a run is complete only after its claim:
+/// Looks at a claimed run: whether it still waits for the job of this attempt, and whether there is
+/// one under any name. What tells an attempt at a part of a run is complete only after its claim:
 /// whoever recovers it before that makes another job.
-async fn look(shared: &Shared, run: &FlowRun) -> Result<Found> {
-    if !awaits_job(shared, run).await? {
+async fn look(shared: &Shared, id: &FlowRunId, attempt: Option<&str>) -> Result<Found> {
+    let runs = shared.source.claimed_runs(std::slice::from_ref(id)).await?;
+    // One that was scheduled again meanwhile gets another job from whoever claims that.
+    let is_same = |now: &FlowRun| attempt.is_none_or(|attempt| now.attempt == attempt);
+    let Some(run) = runs.into_iter().find(is_same) else {
         return Ok(Found::Changed);
-    }
-    if !run.under_way {
-        return Ok(Found::NoJob);
-    }
-    let jobs = jobs(shared, run, None).await?.into_iter();
-    let mut unfinished = jobs.filter(|job| !job.finished);
-    // That of this attempt is found when it is made.
-    let other = unfinished.find(|job| !shared.backend.is_of(&job.name, &run.attempt));
-    Ok(other.map_or(Found::NoJob, |job| Found::Job(job.name)))
+    };
+    let jobs = match jobs_of(shared, id).await {
+        Err(Error::Agent(reason)) => {
+            shared.backend_health.record_agent_error(&reason);
+            return Err(Error::Agent(reason));
+        }
+        jobs => jobs?,
+    };
+    let is_of_attempt = |job: &&JobRef| {
+        // Who takes a job for one of any attempt cannot tell whether one that has ended is an
+        // earlier attempt's.
+        let can_tell = || !shared.backend.is_of(&job.name, "");
+        shared.backend.is_of(&job.name, &run.attempt) && (!job.finished || can_tell())
+    };
+    let found = jobs.iter().find(is_of_attempt);
+    let found = found.or_else(|| jobs.iter().find(|job| run.under_way && !job.finished));
+    Ok(match found {
+        Some(job) => Found::Job(job.name.clone()),
+        None => Found::NoJob(Box::new(run)),
+    })
 }
 
 /// The job that there is for this attempt at a run.
-async fn made_already(shared: &Shared, run: &FlowRun) -> Result<Option<String>> {
-    let mut jobs = jobs(shared, run, None).await?.into_iter();
-    let job = jobs.find(|job| shared.backend.is_of(&job.name, &run.attempt));
+async fn made_already(shared: &Shared, attempt: &Attempt) -> Result<Option<String>> {
+    let Some(key) = &attempt.key else {
+        return Ok(None);
+    };
+    let mut jobs = jobs_of(shared, &attempt.id).await?.into_iter();
+    let job = jobs.find(|job| shared.backend.is_of(&job.name, key));
     Ok(job.map(|job| job.name))
 }
 
 /// Whether a claimed run still waits for the job of this attempt. It does not when it has been
 /// scheduled again meanwhile: whoever claims that makes another job.
-async fn awaits_job(shared: &Shared, run: &FlowRun) -> Result<bool> {
-    let runs = shared
-        .source
-        .claimed_runs(std::slice::from_ref(&run.id))
-        .await?;
-    Ok(runs.iter().any(|now| now.attempt == run.attempt))
+async fn awaits_job(shared: &Shared, attempt: &Attempt) -> Result<bool> {
+    let id = std::slice::from_ref(&attempt.id);
+    let runs = shared.source.claimed_runs(id).await?;
+    let same = |now: &FlowRun| attempt.key.as_ref().is_none_or(|key| now.attempt == *key);
+    Ok(runs.iter().any(same))
 }
 
 fn count_claim(claim: &Result<Claim>) {
@@ -437,16 +704,17 @@ fn count_deployment(outcome: &'static str) {
     metrics::counter!("prefect_agent_deployments_total", "outcome" => outcome).increment(1);
 }
 
-/// Fails a run that can never be deployed, after telling its owner why; whether that is over. If it
-/// is not, a later poll finds the run again, or the recovery does.
-async fn give_up(shared: &Shared, run: &FlowRun, error: Error, recovered: bool) -> bool {
-    let message = error.to_string();
-    tracing::error!("Cannot deploy flow run {}: {message}", run.id);
-    if shared.refusals.is_to_be_told(&run.id) {
-        let told = entry(shared, &run.id, LogLevel::Error, message.clone());
+/// Fails a claimed run that can never be deployed, after telling its owner why. Returns whether that
+/// is over; if it is not, the recovery finds the run again.
+async fn give_up(shared: &Shared, attempt: &Attempt, error: &Error) -> bool {
+    let id = &attempt.id;
+    let message = clipped(&error.to_string());
+    tracing::error!("Cannot deploy flow run {id}: {message}");
+    if shared.refusals.is_to_be_told(id) {
+        let told = entry(shared, id, LogLevel::Error, message.clone());
         // The reason before the state, unless the log takes its time.
         let telling = async {
-            match recovered {
+            match attempt.recovered {
                 // The process that died may have told of it.
                 true => shared.logs.written_if_missing(told).await,
                 false => shared.logs.written(vec![told]).await,
@@ -455,54 +723,50 @@ async fn give_up(shared: &Shared, run: &FlowRun, error: Error, recovered: bool) 
         let _ = timeout(REASON, telling).await;
     }
     failpoint::reached("before-give-up");
-    let failed = fail(shared, run, &message).await;
-    tracing::error!("Deployment of {} aborted!", run.id);
+    let failed = fail(shared, attempt, &message).await;
+    tracing::error!("Deployment of {id} aborted!");
     count_deployment("failed");
     match failed {
         Ok(true) => {
             metrics::counter!("prefect_agent_runs_failed_total", "by" => "deployment").increment(1);
         }
-        Ok(false) => tracing::info!("Flow run {} has ended or begun anew meanwhile", run.id),
+        Ok(false) => tracing::info!("Flow run {id} has ended or begun anew meanwhile"),
         Err(error) => {
-            tracing::error!("Flow run {} could not be set to Failed: {error}", run.id);
+            tracing::error!("Flow run {id} could not be set to Failed: {error}");
             return false;
         }
     }
-    shared.refusals.forget(&run.id);
+    shared.journal.clear(id);
+    shared.refusals.forget(id);
     true
 }
 
-/// Sets a run to Failed, again for a while as long as the failure may pass; `false` when this
+/// Sets a claimed run to Failed, again for a while as long as the failure may pass; `false` when this
 /// attempt at it has ended meanwhile.
-async fn fail(shared: &Shared, run: &FlowRun, message: &str) -> Result<bool> {
-    tracing::info!("Updating flow run {} state to Failed...", run.id);
-    let claimed = shared.in_hand.is_claimed(&run.id);
+async fn fail(shared: &Shared, attempt: &Attempt, message: &str) -> Result<bool> {
+    let id = &attempt.id;
+    tracing::info!("Updating flow run {id} state to Failed...");
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     let until = Instant::now() + FAILS;
     loop {
-        let error = match shared.source.fail(&run.id, message).await {
-            // It refuses whatever is said of the run. Once it takes that, it may take the claim.
-            Err(error @ Error::Refused(_)) if !claimed => return Err(error),
+        let error = match shared.source.fail(id, message).await {
             Err(error) if error.is_transient() && Instant::now() < until => error,
             done => return done.map(|()| true),
         };
-        tracing::warn!("Cannot fail flow run {}, will try again: {error}", run.id);
-        tokio::time::sleep(backoff.pause(error.retry_after())).await;
-        let same = match claimed {
-            true => awaits_job(shared, run).await,
-            false => shared
-                .source
-                .reread(run)
-                .await
-                .map(|now| now.is_some_and(|now| now.attempt == run.attempt)),
-        };
-        match same {
+        tracing::warn!("Cannot fail flow run {id}, will try again: {error}");
+        sleep(backoff.pause(error.retry_after()).min(LONGEST_RESPITE)).await;
+        match awaits_job(shared, attempt).await {
             Ok(false) => return Ok(false),
             Err(error) if !error.is_transient() => return Err(error),
             // Whoever cannot be asked will not fail the run either.
             Ok(true) | Err(_) => {}
         }
     }
+}
+
+/// A text that others may have written, at a length that suits a message.
+fn clipped(text: &str) -> String {
+    clip(text, LONGEST_MESSAGE).into_owned()
 }
 
 /// What a run's owner is told when its job is there.

@@ -7,11 +7,20 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::backend_health::{BackendHealth, Concern};
 use super::in_flight::InFlight;
+use super::in_hand::InHand;
+use super::waiting::WaitingRuns;
+use crate::{Error, FlowRunSource};
 
 /// A watch that has not broken off again for so long is up; while it is not, it tries twice a
 /// minute at least.
 const BROKEN: Duration = Duration::from_secs(60);
+
+/// A due run that nobody claims for so long is worth a look.
+const UNCLAIMED: Duration = Duration::from_secs(60);
+/// Supervision that has work and ends none of it for so long stands still.
+const STALLED: Duration = Duration::from_secs(300);
 
 /// A handle on a running [`crate::Agent`]. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -20,8 +29,28 @@ pub struct AgentHealth {
     poke: Arc<Notify>,
 }
 
+/// What is looked at when somebody asks how the runs get on.
+#[derive(Clone)]
+struct Runs {
+    backend: Arc<BackendHealth>,
+    waiting: Arc<WaitingRuns>,
+    in_hand: Arc<InHand>,
+    source: Arc<dyn FlowRunSource>,
+}
+
+impl std::fmt::Debug for Runs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runs").finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Seen {
+    runs: Option<Runs>,
+    /// The source refuses this agent.
+    refused: Option<String>,
+    /// Jobs that are being supervised, and when the last one was done with.
+    supervision: Option<(usize, Instant)>,
     last_answer: Option<Instant>,
     last_round: Option<Instant>,
     last_error: Option<String>,
@@ -49,6 +78,16 @@ pub struct AgentStatus {
     pub in_flight: usize,
     /// How many there may be before runs have to wait in the queue.
     pub max_in_flight: Option<usize>,
+    /// Why no runs are claimed at present, whom that concerns, and since when.
+    pub blocked: Option<(Concern, Duration, String)>,
+    /// Claimed runs whose jobs could not be created yet, by whom that concerns.
+    pub waiting_for_job: BTreeMap<Concern, usize>,
+    /// For how long the oldest of them has waited.
+    pub longest_wait: Option<Duration>,
+    /// For how long the oldest run has been due that nobody has claimed, if longer than a minute.
+    pub unclaimed_for: Option<Duration>,
+    /// For how long the supervision has got nowhere although there is work, if for minutes.
+    pub supervision_stalled: Option<Duration>,
     /// The parts of the watch over jobs that have broken off, each with how long ago and why.
     pub broken_watches: BTreeMap<&'static str, (Duration, String)>,
 }
@@ -64,13 +103,25 @@ impl AgentHealth {
         self.with(|seen| seen.polls)
     }
 
-    /// `Ok` while the poll loop is alive and has had an answer from its source within `lately`;
-    /// else the reason.
+    /// Returns `Ok` while the agent can do its work: the poll loop is alive, its source has answered
+    /// within `lately` and does not refuse it, and the backend creates jobs; else the reason.
     ///
     /// # Errors
     /// The reason, in a sentence.
     pub fn check(&self, lately: Duration) -> Result<(), String> {
+        let runs = self.with(|seen| seen.runs.clone());
+        let blocked = runs.and_then(|runs| runs.backend.blocked());
         self.with(|seen| {
+            if let Some(blocked) = blocked {
+                let seconds = blocked.since.elapsed().as_secs();
+                return Err(format!(
+                    "no Jobs could be created for {seconds} s: {}",
+                    blocked.reason
+                ));
+            }
+            if let Some(reason) = &seen.refused {
+                return Err(format!("the API refuses this agent: {reason}"));
+            }
             let because = seen
                 .last_error
                 .as_deref()
@@ -91,7 +142,24 @@ impl AgentHealth {
 
     /// What the agent is at; of no consequence for whether it is healthy.
     pub fn status(&self) -> AgentStatus {
+        let runs = self.with(|seen| seen.runs.clone());
+        let blocked = runs.as_ref().and_then(|runs| runs.backend.blocked());
+        let blocked = blocked.map(|it| (it.concern, it.since.elapsed(), it.reason));
+        let waiting = runs.as_ref().map(|runs| &runs.waiting);
+        let unclaimed = runs.as_ref().and_then(|runs| {
+            let oldest = runs.in_hand.oldest_unclaimed()?;
+            Duration::try_from(runs.source.now().duration_since(oldest)).ok()
+        });
         self.with(|seen| AgentStatus {
+            blocked,
+            waiting_for_job: waiting.map(|runs| runs.counts()).unwrap_or_default(),
+            longest_wait: waiting.and_then(|runs| runs.oldest()),
+            unclaimed_for: unclaimed.filter(|since| *since > UNCLAIMED),
+            supervision_stalled: seen
+                .supervision
+                .filter(|(jobs, _)| *jobs > 0)
+                .map(|(_, since)| since.elapsed())
+                .filter(|since| *since > STALLED),
             leads: seen.leads,
             in_flight: seen.in_flight.as_ref().map_or(0, |jobs| jobs.count()),
             max_in_flight: seen.in_flight.as_ref().and_then(|jobs| jobs.limit()),
@@ -106,6 +174,43 @@ impl AgentHealth {
 
     pub(super) fn counts_in_flight(&self, jobs: Arc<InFlight>) {
         self.with(|seen| seen.in_flight = Some(jobs));
+    }
+
+    pub(super) fn watch_runs(
+        &self,
+        backend: Arc<BackendHealth>,
+        waiting: Arc<WaitingRuns>,
+        in_hand: Arc<InHand>,
+        source: Arc<dyn FlowRunSource>,
+    ) {
+        let runs = Runs {
+            backend,
+            waiting,
+            in_hand,
+            source,
+        };
+        self.with(|seen| seen.runs = Some(runs));
+    }
+
+    /// Records that the supervision of a job begins.
+    pub(super) fn supervision_begins(&self) {
+        self.with(|seen| {
+            let (jobs, since) = seen.supervision.get_or_insert((0, Instant::now()));
+            if *jobs == 0 {
+                *since = Instant::now();
+            }
+            *jobs += 1;
+        });
+    }
+
+    /// Records that the supervision of a job has ended.
+    pub(super) fn supervision_ended(&self) {
+        self.with(|seen| {
+            if let Some((jobs, since)) = &mut seen.supervision {
+                *jobs = jobs.saturating_sub(1);
+                *since = Instant::now();
+            }
+        });
     }
 
     pub(super) fn leads(&self, leads: bool) {
@@ -153,10 +258,19 @@ impl AgentHealth {
         })
     }
 
+    /// Records that the poll loop waits because the source asked for that.
+    pub(super) fn poll_waits(&self) {
+        self.with(|seen| seen.last_round = Some(Instant::now()));
+    }
+
     pub(super) fn poll_answered(&self, error: Option<&crate::Error>) {
         self.with(|seen| {
             let now = Instant::now();
             seen.last_round = Some(now);
+            seen.refused = match error {
+                Some(Error::Agent(reason)) => Some(reason.clone()),
+                _ => None,
+            };
             match error {
                 None => {
                     seen.last_answer = Some(now);
@@ -180,7 +294,6 @@ fn still(round: Instant) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
 
     const LATELY: Duration = Duration::from_secs(60);
 

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::FlowRunId;
@@ -60,7 +61,8 @@ pub(super) struct InHand {
 
 #[derive(Debug, Default)]
 struct Runs {
-    held: HashMap<FlowRunId, Stage>,
+    /// Runs in hand, with their start times as far as they are known.
+    held: HashMap<FlowRunId, (Stage, Option<Timestamp>)>,
     /// Runs that were let go since the current poll began: its answer may still show them as
     /// they were before.
     let_go: HashSet<FlowRunId>,
@@ -75,12 +77,17 @@ impl InHand {
     }
 
     /// Takes a run in hand; `None` when it is already, or was during the current poll.
-    pub(super) fn take(self: &Arc<Self>, id: &FlowRunId, stage: Stage) -> Option<Held> {
+    pub(super) fn take(
+        self: &Arc<Self>,
+        id: &FlowRunId,
+        stage: Stage,
+        due: Option<Timestamp>,
+    ) -> Option<Held> {
         let mut runs = self.lock();
         if runs.held.contains_key(id) || runs.let_go.contains(id) {
             return None;
         }
-        runs.held.insert(id.clone(), stage);
+        runs.held.insert(id.clone(), (stage, due));
         self.counts.send_modify(|counts| *counts.of(stage) += 1);
         stage.gauge().increment(1.0);
         Some(Held {
@@ -91,7 +98,18 @@ impl InHand {
 
     /// Whether a run is claimed, and gets its job just now.
     pub(super) fn is_claimed(&self, id: &FlowRunId) -> bool {
-        self.lock().held.get(id) == Some(&Stage::Claimed)
+        let runs = self.lock();
+        runs.held
+            .get(id)
+            .is_some_and(|(stage, _)| *stage == Stage::Claimed)
+    }
+
+    /// Returns the earliest start time of those that are not claimed yet.
+    pub(super) fn oldest_unclaimed(&self) -> Option<Timestamp> {
+        let runs = self.lock();
+        let unclaimed = runs.held.values();
+        let unclaimed = unclaimed.filter(|(stage, _)| *stage != Stage::Claimed);
+        unclaimed.filter_map(|(_, due)| *due).min()
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -120,7 +138,7 @@ impl Held {
     /// Notes how far the run has come.
     pub(super) fn enter(&self, stage: Stage) {
         let mut runs = self.in_hand.lock();
-        if let Some(held) = runs.held.get_mut(&self.id) {
+        if let Some((held, _)) = runs.held.get_mut(&self.id) {
             let before = std::mem::replace(held, stage);
             self.in_hand.counts.send_modify(|counts| {
                 *counts.of(before) -= 1;
@@ -135,7 +153,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut runs = self.in_hand.lock();
-        if let Some(stage) = runs.held.remove(&self.id) {
+        if let Some((stage, _)) = runs.held.remove(&self.id) {
             runs.let_go.insert(self.id.clone());
             self.in_hand
                 .counts
@@ -154,20 +172,28 @@ mod tests {
         let in_hand = Arc::new(InHand::default());
         let id = FlowRunId::from("a");
         in_hand.begin_poll();
-        let held = in_hand.take(&id, Stage::Due).expect("free");
-        assert!(in_hand.take(&id, Stage::Due).is_none(), "held");
+        let held = in_hand.take(&id, Stage::Due, None).expect("free");
+        assert!(in_hand.take(&id, Stage::Due, None).is_none(), "held");
         assert!(in_hand.begin_poll().contains(&id));
         drop(held);
-        assert!(in_hand.take(&id, Stage::Due).is_none(), "let go meanwhile");
+        assert!(
+            in_hand.take(&id, Stage::Due, None).is_none(),
+            "let go meanwhile"
+        );
         in_hand.begin_poll();
-        assert!(in_hand.take(&id, Stage::Due).is_some(), "offered anew");
+        assert!(
+            in_hand.take(&id, Stage::Due, None).is_some(),
+            "offered anew"
+        );
     }
 
     #[test]
     fn counts_follow_the_stages() {
         let in_hand = Arc::new(InHand::default());
-        let held = in_hand.take(&"a".into(), Stage::Waiting).expect("free");
-        let _other = in_hand.take(&"b".into(), Stage::Due).expect("free");
+        let held = in_hand
+            .take(&"a".into(), Stage::Waiting, None)
+            .expect("free");
+        let _other = in_hand.take(&"b".into(), Stage::Due, None).expect("free");
         held.enter(Stage::Claimed);
         let expected = Counts {
             waiting: 0,

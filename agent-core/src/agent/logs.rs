@@ -57,6 +57,8 @@ pub(super) trait Settled: Send {
 
 impl Settled for oneshot::Sender<()> {}
 
+impl Settled for () {}
+
 impl Item {
     fn is_doubtful(&self) -> bool {
         self.doubtful || self.queued.elapsed() > STALE
@@ -127,6 +129,19 @@ impl LogSink {
     /// Hands over an entry. Waits only while errors alone fill the memory.
     pub(super) async fn write(&self, entry: LogEntry, settled: impl Settled + 'static) {
         self.put(entry, false, Box::new(settled)).await;
+    }
+
+    /// Hands over an entry that may as well be lost: when there is no room, it is.
+    pub(super) fn write_soon(&self, entry: LogEntry) {
+        let item = Item {
+            entry,
+            queued: Instant::now(),
+            doubtful: false,
+            settled: Box::new(()),
+        };
+        if self.0.lock().offer(item).is_none() {
+            self.0.filled.notify_one();
+        }
     }
 
     /// The same for an entry that is written unless it is there.

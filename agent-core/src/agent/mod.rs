@@ -1,11 +1,13 @@
 //! The agent: polls a source, claims what is due, submits it to a backend, recovers what an
 //! earlier process left behind, and stops cleanly.
 
+mod backend_health;
 mod deploy;
 mod health;
 mod in_flight;
 mod in_hand;
 mod jobless;
+mod journal;
 mod logs;
 mod made;
 mod poll;
@@ -13,29 +15,41 @@ mod recover;
 mod refusals;
 mod slots;
 mod supervise;
+mod waiting;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use self::backend_health::BackendHealth;
+pub use self::backend_health::Concern;
 pub use self::health::{AgentHealth, AgentStatus};
 use self::in_flight::InFlight;
 use self::in_hand::InHand;
+use self::journal::Journal;
 use self::logs::LogSink;
 use self::made::Made;
 use self::refusals::Refusals;
 use self::slots::Slots;
-use crate::{FlowRunSource, JobBackend, Result};
+use self::waiting::WaitingRuns;
+use crate::{FlowRun, FlowRunSource, JobBackend, Moment, Result};
 
 /// How far ahead runs are fetched. It is the longest pause between two polls, so that a run is in
 /// hand before its start time whenever it was scheduled that early.
 const PREFETCH: Duration = Duration::from_secs(10);
+
+/// How much the descriptions of all runs in hand may weigh together. A run that would exceed it stays
+/// at the source.
+const MAX_RUN_BYTES: usize = 24 << 20;
+/// The unit in which they are weighed: a semaphore has 32 bits.
+const WEIGHT_UNIT: usize = 1 << 10;
 
 /// How long each of the last steps of a shutdown may take.
 const FINISH: Duration = Duration::from_secs(5);
@@ -56,6 +70,7 @@ struct Options {
     max_in_flight: Option<usize>,
     submit_budget: Duration,
     take_over: Duration,
+    journal: Option<PathBuf>,
 }
 
 /// What all parts of a running agent share.
@@ -68,6 +83,14 @@ struct Shared {
     refusals: Refusals,
     made: Arc<Made>,
     slots: Slots,
+    backend_health: Arc<BackendHealth>,
+    waiting: Arc<WaitingRuns>,
+    journal: Journal,
+    /// Runs that may have killed a process are handled one at a time.
+    suspects: Semaphore,
+    started: Moment,
+    /// Room for the descriptions of runs in hand, in units of [`WEIGHT_UNIT`].
+    run_memory: Arc<Semaphore>,
     logs: LogSink,
     health: AgentHealth,
     poke: Arc<Notify>,
@@ -106,6 +129,7 @@ impl Agent {
                 max_in_flight: None,
                 submit_budget: Duration::from_secs(120),
                 take_over: Duration::from_secs(20),
+                journal: None,
             },
         }
     }
@@ -129,10 +153,24 @@ impl Agent {
         let _ended = ended.clone().drop_guard();
         let in_flight = Arc::new(InFlight::new(self.options.max_in_flight));
         self.health.counts_in_flight(in_flight.clone());
+        let backend_health = Arc::<BackendHealth>::default();
+        let (waiting, in_hand) = (Arc::<WaitingRuns>::default(), Arc::<InHand>::default());
+        self.health.watch_runs(
+            backend_health.clone(),
+            waiting.clone(),
+            in_hand.clone(),
+            self.source.clone(),
+        );
         let (logs, log_writer) = LogSink::start(self.source.clone(), ended.clone());
         let shared = Arc::new(Shared {
-            in_hand: Arc::default(),
+            in_hand,
             in_flight,
+            backend_health,
+            waiting,
+            journal: Journal::open(self.options.journal.as_deref()),
+            suspects: Semaphore::new(1),
+            started: Moment::now(),
+            run_memory: Arc::new(Semaphore::new(MAX_RUN_BYTES / WEIGHT_UNIT)),
             refusals: Refusals::default(),
             made: Arc::default(),
             slots: Slots::new(self.options.concurrency),
@@ -155,6 +193,7 @@ impl Agent {
             tokio::select! {
                 () = poll::run(&shared) => shared.finish_all().await,
                 never = recover::run(&shared) => match never {},
+                never = shared.backend_health.check(&*shared.backend) => match never {},
             }
         };
         tokio::select! {
@@ -164,6 +203,7 @@ impl Agent {
         stopping.cancel();
         tokio::join!(shared.drain(), finish(supervision));
         shared.made.stop();
+        shared.journal.remove();
         drop(shared);
         log_writer.finish(FINISH).await;
         // Whoever leads next looks into logs for what was told; from here on nothing is written.
@@ -205,6 +245,18 @@ impl Shared {
             .spawn(async move { ended.run_until_cancelled(deployment).await });
     }
 
+    /// Takes room for the description of a run, if there is some.
+    fn try_reserve_memory(&self, run: &FlowRun) -> Option<OwnedSemaphorePermit> {
+        let memory = self.run_memory.clone();
+        memory.try_acquire_many_owned(units(run)).ok()
+    }
+
+    /// Waits for room for the description of a run.
+    async fn reserve_memory(&self, run: &FlowRun) -> Option<OwnedSemaphorePermit> {
+        let memory = self.run_memory.clone();
+        memory.acquire_many_owned(units(run)).await.ok()
+    }
+
     /// Waits for everything in hand, also for runs that are not due yet.
     async fn finish_all(&self) {
         self.deployments.close();
@@ -230,6 +282,13 @@ impl Shared {
             );
         }
     }
+}
+
+/// Returns what a run's description weighs, in units of [`WEIGHT_UNIT`], and at most as much as there
+/// is in all.
+fn units(run: &FlowRun) -> u32 {
+    let units = run.weight.min(MAX_RUN_BYTES) / WEIGHT_UNIT;
+    u32::try_from(units).unwrap_or(u32::MAX)
 }
 
 /// Settings of an [`Agent`].
@@ -314,8 +373,9 @@ impl AgentBuilder {
         self
     }
 
-    /// For how long a job that the backend [refuses for now](crate::Error::Refused) is tried again
-    /// before its run fails. Default: 120 s.
+    /// For how long the job of a run is tried again that the backend
+    /// [refuses for now](crate::Error::Refused), or whose creation fails while that of others does
+    /// not, before the run fails. Default: 120 s.
     #[must_use]
     pub fn submit_retry_budget(mut self, budget: Duration) -> Self {
         self.options.submit_budget = budget;
@@ -328,6 +388,15 @@ impl AgentBuilder {
     #[must_use]
     pub fn take_over_after(mut self, patience: Duration) -> Self {
         self.options.take_over = patience;
+        self
+    }
+
+    /// A file, to whose path a number is added, in which the agent keeps which runs it is creating jobs
+    /// for. When the process is killed, the next one handles those runs last and one at a time, and
+    /// fails a run with which three processes have died. Default: none.
+    #[must_use]
+    pub fn journal(mut self, path: Option<PathBuf>) -> Self {
+        self.options.journal = path;
         self
     }
 

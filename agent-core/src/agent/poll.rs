@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use tokio::time::{sleep, timeout};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::deploy::Due;
 use super::in_flight::Ticket;
@@ -35,6 +36,8 @@ enum Round {
     Upcoming,
     /// Nothing new.
     Nothing,
+    /// No answer; the source asked to be left alone for so long, if it did.
+    Failed(Option<Duration>),
 }
 
 /// Polls until the polls are used up.
@@ -56,7 +59,15 @@ pub(super) async fn run(shared: &Arc<Shared>) {
                 idle = 0;
                 pause(shared, BUSY).await;
             }
-            Round::Nothing => {
+            Round::Failed(Some(asked)) => {
+                idle += 1;
+                tracing::warn!(
+                    seconds = asked.as_secs_f64(),
+                    "Not polling for as long as the API asks"
+                );
+                leave_alone(shared, asked).await;
+            }
+            Round::Nothing | Round::Failed(None) => {
                 let step = IDLE[idle.min(IDLE.len() - 1)];
                 idle += 1;
                 tracing::debug!(
@@ -85,6 +96,15 @@ async fn claims(shared: &Shared) {
         }
     });
     let _ = room.await;
+}
+
+/// Leaves the source alone for as long as it asks; the loop is alive all the same.
+async fn leave_alone(shared: &Shared, asked: Duration) {
+    let until = Instant::now() + asked;
+    while Instant::now() < until {
+        shared.health.poll_waits();
+        sleep_until(until.min(Instant::now() + PREFETCH)).await;
+    }
 }
 
 /// Pauses; ends early when poked.
@@ -122,7 +142,7 @@ async fn round(shared: &Arc<Shared>) -> Round {
         }
         Err(error) => {
             tracing::error!("Failed to query for ready flow runs: {error}");
-            return Round::Nothing;
+            return Round::Failed(error.retry_after());
         }
     };
     if first {
@@ -153,7 +173,13 @@ fn deploy_all(shared: &Arc<Shared>, taken: Vec<Taken>) {
         .map(|runs| Arc::new(Jobless::new(runs.to_vec())))
         .collect();
     let mut nth = 0;
-    for Taken { run, held, ticket } in taken {
+    for taken in taken {
+        let Taken {
+            run,
+            held,
+            ticket,
+            memory,
+        } = taken;
         let found = ticket.map(|ticket| {
             // One by itself is asked for as it would be anyway.
             let jobless = (due.len() > 1).then(|| groups[nth / jobless::MOST].clone());
@@ -161,7 +187,7 @@ fn deploy_all(shared: &Arc<Shared>, taken: Vec<Taken>) {
             Due { ticket, jobless }
         });
         tracing::debug!("Submitting flow run {} for deployment...", run.id);
-        shared.deploy(deploy::run(shared.clone(), run, held, found));
+        shared.deploy(deploy::run(shared.clone(), run, held, memory, found));
     }
 }
 
@@ -176,6 +202,8 @@ struct Taken {
     run: FlowRun,
     held: Held,
     ticket: Option<Ticket>,
+    /// Its description's room in memory.
+    memory: OwnedSemaphorePermit,
 }
 
 /// Takes a run in hand, if there is room.
@@ -190,7 +218,14 @@ fn take(shared: &Arc<Shared>, run: FlowRun, room: usize) -> Option<Taken> {
     if full {
         return None;
     }
-    let held = shared.in_hand.take(&run.id, stage)?;
+    // What has no room in memory stays at the source, as the rest of a backlog does.
+    let memory = shared.try_reserve_memory(&run)?;
+    let held = shared.in_hand.take(&run.id, stage, run.due)?;
     let ticket = (stage == Stage::Due).then(|| shared.in_flight.line_up(&run));
-    Some(Taken { run, held, ticket })
+    Some(Taken {
+        run,
+        held,
+        ticket,
+        memory,
+    })
 }

@@ -11,8 +11,7 @@ use super::in_hand::{Held, Stage};
 use super::{Shared, deploy};
 use crate::{FlowRunId, JobRef, Result};
 
-/// Runs that are recovered at the same time, so that memory is bounded: each is held with its run
-/// config.
+/// Runs that are recovered at the same time.
 const MOST: usize = 500;
 /// The pause when there are more.
 const MORE: Duration = Duration::from_secs(1);
@@ -47,7 +46,7 @@ async fn look(shared: &Arc<Shared>, before: bool) -> Result<bool> {
     let some = !runs.is_empty();
     let held: HashMap<FlowRunId, Held> = runs
         .into_iter()
-        .filter_map(|id| Some((id.clone(), shared.in_hand.take(&id, Stage::Claimed)?)))
+        .filter_map(|id| Some((id.clone(), shared.in_hand.take(&id, Stage::Claimed, None)?)))
         .collect();
     if held.is_empty() {
         // What was let go is not taken up before the next poll.
@@ -63,7 +62,7 @@ async fn look(shared: &Arc<Shared>, before: bool) -> Result<bool> {
         let still = shared.source.claimed(shared.options.recover_age).await?;
         without.retain(|(id, _)| still.contains(id));
     }
-    resume(shared, without).await
+    Ok(resume(shared, without))
 }
 
 fn is_at_work(jobs: &HashMap<FlowRunId, Vec<JobRef>>, run: &FlowRunId) -> bool {
@@ -71,19 +70,14 @@ fn is_at_work(jobs: &HashMap<FlowRunId, Vec<JobRef>>, run: &FlowRunId) -> bool {
     jobs.into_iter().any(|job| !job.finished)
 }
 
-/// Deploys runs that have no job, as far as not too many are in hand already.
-async fn resume(shared: &Arc<Shared>, runs: Vec<(FlowRunId, Held)>) -> Result<bool> {
+/// Deploys runs that have no job, as far as not too many are in hand already. Those with which a
+/// process has died come last.
+fn resume(shared: &Arc<Shared>, mut runs: Vec<(FlowRunId, Held)>) -> bool {
     let room = MOST.saturating_sub(shared.in_hand.counts().claimed - runs.len());
     let more = runs.len() > room;
-    let mut held: HashMap<FlowRunId, Held> = runs.into_iter().take(room).collect();
-    if held.is_empty() {
-        return Ok(more);
+    runs.sort_by_key(|(id, _)| shared.journal.deaths(id));
+    for (id, held) in runs.into_iter().take(room) {
+        shared.deploy(deploy::resume(shared.clone(), id, held));
     }
-    let ids: Vec<FlowRunId> = held.keys().cloned().collect();
-    for run in shared.source.claimed_runs(&ids).await? {
-        if let Some(held) = held.remove(&run.id) {
-            shared.deploy(deploy::resume(shared.clone(), run, held));
-        }
-    }
-    Ok(more)
+    more
 }

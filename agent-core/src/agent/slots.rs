@@ -1,20 +1,30 @@
 //! How many deployments go on at the same time: as many as allowed while both sides keep up, fewer
 //! when one of them is overloaded.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Complaints that come together count once.
 const ONE_COMPLAINT: Duration = Duration::from_secs(1);
+/// How long a request for one run keeps its slot from others: a webhook or a template server that
+/// takes its time holds up that run alone.
+const MAX_SLOT_HOLD: Duration = Duration::from_secs(1);
+/// Slow requests and repeated ones that may go on besides, as a multiple of the slots.
+const SLOW_LANE_FACTOR: usize = 2;
 
 /// Slots for deployments. Their number is halved when a side complains, and grows by one each time
 /// all of them were used without a complaint.
 #[derive(Debug)]
 pub(super) struct Slots {
     semaphore: Semaphore,
+    /// Places for requests that are slow, and for those of runs that have failed before: neither
+    /// takes a slot from a run that gets on.
+    slow_lane: Semaphore,
     most: usize,
     state: Mutex<State>,
 }
@@ -36,6 +46,7 @@ impl Slots {
         metrics::gauge!("prefect_agent_concurrency").set(most as f64);
         Self {
             semaphore: Semaphore::new(most),
+            slow_lane: Semaphore::new(most * SLOW_LANE_FACTOR),
             most,
             state: Mutex::new(State {
                 wanted: most,
@@ -53,6 +64,31 @@ impl Slots {
             slots: self,
             permit: Some(permit),
         })
+    }
+
+    /// Completes a request for one run in its slot, which goes back to others when that takes long;
+    /// or, without a slot, beside the slots.
+    pub(super) async fn run<T>(
+        &self,
+        slot: &mut Option<Slot<'_>>,
+        request: impl Future<Output = T>,
+    ) -> T {
+        // The semaphore is never closed.
+        if slot.is_none() {
+            let _place = self.slow_lane.acquire().await;
+            return request.await;
+        }
+        let mut request = pin!(request);
+        if let Ok(done) = timeout(MAX_SLOT_HOLD, &mut request).await {
+            return done;
+        }
+        tokio::select! {
+            done = &mut request => done,
+            _place = self.slow_lane.acquire() => {
+                *slot = None;
+                request.await
+            }
+        }
     }
 
     /// A side is overloaded, slow or away.
@@ -155,6 +191,20 @@ mod tests {
             slots.succeed();
         }
         assert_eq!(free(&slots).await, 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_request_gives_its_slot_back_and_a_repeated_one_takes_none() {
+        let slots = Slots::new(1);
+        let mut slot = slots.acquire().await;
+        let mut slow = pin!(slots.run(&mut slot, std::future::pending::<()>()));
+        assert!(timeout(MAX_SLOT_HOLD / 2, &mut slow).await.is_err());
+        assert_eq!(free(&slots).await, 0);
+        assert!(timeout(MAX_SLOT_HOLD, &mut slow).await.is_err());
+        assert_eq!(free(&slots).await, 1);
+        let taken = slots.acquire().await;
+        assert_eq!(slots.run(&mut None, async { 7 }).await, 7);
+        drop(taken);
     }
 
     #[tokio::test(start_paused = true)]

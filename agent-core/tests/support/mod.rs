@@ -310,6 +310,19 @@ impl FlowRunSource for Memory {
         }
     }
 
+    async fn claim_to_fail(&self, run: &FlowRun) -> Result<Claim> {
+        let mut runs = self.runs();
+        let stored = runs.get_mut(&run.id).expect("known");
+        if self.refuse_failing.lock().expect("no panics").is_some() {
+            return Ok(Claim::Lost("no state of it can be set".to_owned()));
+        }
+        if stored.phase != Phase::Scheduled {
+            return Ok(Claim::Lost(format!("it is {:?}", stored.phase)));
+        }
+        stored.phase = Phase::Submitted;
+        Ok(Claim::Claimed)
+    }
+
     async fn fail(&self, run: &FlowRunId, message: &str) -> Result<()> {
         let (before, after) = self.weather().await;
         if before {

@@ -141,7 +141,7 @@ impl Supervisor {
             |seen: &Observation| deploy::submitted(&self.shared, &seen.flow_run_id, &seen.job);
         let entries: Vec<LogEntry> = jobs.iter().map(|(seen, _)| submitted(seen)).collect();
         let mut there = match source.logged(&entries).await {
-            Err(error) if error.is_transient() => return Err(error),
+            Err(error) if super::may_pass(&error) => return Err(error),
             // A source that cannot tell: rather twice than never.
             there => there.unwrap_or_default(),
         };

@@ -10,7 +10,7 @@ use super::Supervisor;
 use super::table::{Job, Own};
 use crate::failpoint;
 use crate::observation::{Finding, JobState, Observation};
-use crate::{FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
+use crate::{Error, FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
 
 /// The pause before another look at an ended job of which its run's owner may not know yet.
 const UNTOLD: Duration = Duration::from_secs(2);
@@ -21,6 +21,8 @@ const UNREPORTED: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(2);
 /// After what time something that was refused is tried again.
 const REFUSED: Duration = Duration::from_secs(300);
+/// The same for something that this agent may not do at present.
+const DENIED: Duration = Duration::from_secs(60);
 /// The same for something that has failed for a while and may pass.
 pub(super) const AGAIN: Duration = Duration::from_secs(10);
 /// The same for a job whose run gets a job just now.
@@ -47,10 +49,14 @@ impl Supervisor {
         };
         let span =
             tracing::info_span!("supervise", flow_run_id = %job.seen.flow_run_id, job = name);
-        let again = match self.handle(&mut job, teller).instrument(span).await {
+        self.shared.health.supervision_begins();
+        let handled = self.handle(&mut job, teller).instrument(span).await;
+        self.shared.health.supervision_ended();
+        let again = match handled {
             Ok(again) => again,
             // What fails has said so.
-            Err(error) if error.is_transient() => Some(AGAIN),
+            Err(error) if super::may_pass(&error) => Some(AGAIN),
+            Err(Error::Agent(_)) => Some(DENIED),
             Err(_) if job.seen.state == JobState::Gone => None,
             Err(_) => Some(REFUSED),
         };
@@ -182,7 +188,7 @@ impl Supervisor {
                     tracing::debug!("Job {} has changed since it was seen", seen.job);
                     return Ok(Some(CHANGED));
                 }
-                Err(error) if error.is_transient() => return Err(error),
+                Err(error) if super::may_pass(&error) => return Err(error),
                 // What may not be looked at is taken as it was seen.
                 Ok(true) | Err(_) => {}
             }

@@ -25,7 +25,7 @@ use self::states::States;
 use self::table::Table;
 use super::Shared;
 use crate::backoff::Backoff;
-use crate::observation::{Observation, Sighting};
+use crate::observation::{Finding, Observation, Sighting};
 use crate::{Error, Result};
 
 /// Jobs that are handled at the same time.
@@ -88,7 +88,8 @@ impl Supervisor {
         }
     }
 
-    fn saw(&self, seen: Observation) {
+    fn saw(&self, mut seen: Observation) {
+        seen.findings.iter_mut().for_each(Finding::clip);
         self.shared.in_flight.saw(&seen);
         self.shared.made.saw();
         let seen = Arc::new(seen);
@@ -186,7 +187,7 @@ impl Supervisor {
         let until = Instant::now() + time;
         loop {
             let error = match attempt().await {
-                Err(error) if error.is_transient() => error,
+                Err(error) if may_pass(&error) => error,
                 Err(error) => {
                     tracing::error!("{what}: {error}");
                     return Err(error);
@@ -204,6 +205,11 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Returns whether the same request may succeed soon, without anybody's doing.
+fn may_pass(error: &Error) -> bool {
+    !matches!(error, Error::Permanent(_) | Error::Agent(_))
 }
 
 /// The error of an attempt that is not repeated because the agent stops.

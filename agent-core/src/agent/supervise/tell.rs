@@ -159,7 +159,7 @@ impl Supervisor {
         let begin = || backend.begin_telling(&seen.job, &keys, teller, take_over);
         let what = format!("Cannot note on Job {} what is told", seen.job);
         match self.insistently_for(BEGINS, &what, begin).await {
-            Err(error) if !error.is_transient() => Ok(None),
+            Err(error) if !super::may_pass(&error) => Ok(None),
             turns => turns.map(Some),
         }
     }
@@ -204,7 +204,7 @@ impl Supervisor {
             let reading = self.insistently("Cannot read the log of a flow run", logged);
             let there = match reading.await {
                 // Rather twice than never.
-                Err(error) if !error.is_transient() => vec![false; finding.logs.len()],
+                Err(error) if !super::may_pass(&error) => vec![false; finding.logs.len()],
                 there => there?,
             };
             if there.iter().all(|there| *there) {
