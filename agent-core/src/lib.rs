@@ -12,6 +12,7 @@
 //!   backend, until it is told to stop.
 //! - [`observation`]: what a backend sees of its jobs.
 //! - [`backoff`]: pauses between attempts, with jitter.
+//! - [`text`]: [`clip`], which cuts what others wrote to the length of a message.
 //!
 //! Nothing here speaks HTTP or knows Kubernetes: a service embeds the agent by implementing the
 //! traits, or by taking the implementations of the crates beside this one.
@@ -30,6 +31,7 @@ pub mod run_config;
 pub mod source;
 pub mod state;
 pub mod template;
+pub mod text;
 
 pub use async_trait::async_trait;
 
@@ -43,3 +45,4 @@ pub use observation::{Finding, JobState, Observation, Sighting, Turn};
 pub use source::{Claim, FlowRunSource, Ready, ReadyQuery, Registration};
 pub use state::{Phase, State};
 pub use template::{Template, TemplateLocation, TemplateOrigin, TemplateStore};
+pub use text::{LONGEST_MESSAGE, clip};
