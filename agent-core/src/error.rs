@@ -17,6 +17,10 @@ pub enum Error {
     /// namespace that is not there yet. Worth trying again for a while, then as good as permanent.
     #[error("{0}")]
     Refused(String),
+    /// Concerns this agent and no run: its configuration, its permissions, its credentials. Another
+    /// agent may do what this one cannot, so runs stay queued until somebody mends it.
+    #[error("{0}")]
+    Agent(String),
     /// It may work later: connections, time-outs, overload.
     #[error("{message}")]
     Transient {
@@ -41,15 +45,23 @@ impl Error {
         }
     }
 
+    /// A [`Error::Agent`] with this message.
+    pub fn agent(message: impl Into<String>) -> Self {
+        Self::Agent(message.into())
+    }
+
     /// Whether trying again later may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Transient { .. } | Self::Refused(_))
+        matches!(
+            self,
+            Self::Transient { .. } | Self::Refused(_) | Self::Agent(_)
+        )
     }
 
     /// The pause that the other side asked for, if it did.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Permanent(_) | Self::Refused(_) => None,
+            Self::Permanent(_) | Self::Refused(_) | Self::Agent(_) => None,
             Self::Transient { retry_after, .. } => *retry_after,
         }
     }
