@@ -10,6 +10,7 @@
 //! - `lease`: which of several replicas supervises.
 //! - [`probe`]: whether a cluster has and allows what the agent needs.
 //! - `reads`: types that are read in the place of whole objects.
+//! - `weight`: what JSON values take in memory.
 //! - [`yaml`]: YAML 1.1, in which job templates are written.
 //! - `error`: what errors of the Kubernetes API mean for a flow run.
 #![warn(missing_docs)]
@@ -27,6 +28,7 @@ mod observe;
 mod output;
 pub mod probe;
 mod reads;
+mod weight;
 pub mod yaml;
 
 pub use backend::KubernetesBackend;
