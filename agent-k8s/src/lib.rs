@@ -33,5 +33,5 @@ pub mod yaml;
 
 pub use backend::KubernetesBackend;
 pub use client::{Cluster, connect};
-pub use manifest::{JobPatch, JobResources, KeySecret, ManifestSettings, Manifests};
+pub use manifest::{JobPatch, JobResources, KeySecret, Manifest, ManifestSettings, Manifests};
 pub use observe::Graces;

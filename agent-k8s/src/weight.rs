@@ -1,5 +1,7 @@
 //! What JSON values take in memory: an estimate from above, and a budget for what others write.
 
+use std::io::{self, Write};
+
 use serde_json::Value;
 
 /// What an allocation takes beside its content, in bytes.
@@ -46,4 +48,45 @@ pub(crate) fn of_item(index: usize) -> usize {
 /// Returns what an object takes more for its member at this index, without what its value holds.
 pub(crate) fn of_member(index: usize, key: usize) -> usize {
     of_text(key) + if index == 0 { OBJECT } else { MEMBER }
+}
+
+/// Returns how many bytes a value has as JSON.
+pub(crate) fn json_length(value: &Value) -> usize {
+    struct Counted(usize);
+    impl Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counted = Counted(0);
+    match serde_json::to_writer(&mut counted, value) {
+        Ok(()) => counted.0,
+        Err(_) => usize::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_length_is_that_of_the_text() {
+        let value = json!({"a": ["é\n", 1.5, null, {"b": true}]});
+        assert_eq!(json_length(&value), value.to_string().len());
+    }
+
+    #[test]
+    fn what_is_larger_weighs_more() {
+        let small = weight(&json!({"a": "b"}));
+        assert!(small < 1000, "{small}");
+        assert!(weight(&json!({"a": "b".repeat(1000)})) > 1000);
+        assert!(weight(&json!(vec![0; 1000])) >= 1000 * size_of::<Value>());
+    }
 }
