@@ -7,6 +7,7 @@
 //! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
 //! - `observe`: watches over Jobs, pods and events.
 //! - `output`: what failed containers printed last.
+//! - `pages`: lists that come in pages.
 //! - `lease`: which of several replicas supervises.
 //! - [`probe`]: whether a cluster has and allows what the agent needs.
 //! - `reads`: types that are read in the place of whole objects.
@@ -26,6 +27,7 @@ mod lease;
 pub mod manifest;
 mod observe;
 mod output;
+mod pages;
 pub mod probe;
 mod reads;
 mod weight;
