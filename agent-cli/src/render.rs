@@ -65,7 +65,9 @@ pub fn build(settings: Settings, row: FlowRunRow, api_tenant: Option<&str>) -> R
         .enable_all()
         .build()?;
     let identifier = manifest::identifier(&run.attempt, 0);
-    Ok(runtime.block_on(manifests.build(&run, &identifier))?)
+    Ok(runtime
+        .block_on(manifests.build(&run, &identifier))?
+        .into_value())
 }
 
 /// The tenant that flows are told, if they are told one.

@@ -10,8 +10,10 @@ use tower::{Layer, Service};
 
 use crate::counted::is_watch;
 
-/// The largest answer that is read. Lists come in pages, and a single object has 1.5 MiB at most.
-const LARGEST: usize = 64 << 20;
+/// The largest answer that is read, in bytes. It is in memory up to three times while it is. Lists come
+/// in pages, smaller ones where these are too large, and a single object has 1.5 MiB at most as
+/// Kubernetes stores it.
+pub(crate) const LARGEST: usize = 8 << 20;
 
 /// A [`tower`] layer that ends answers which are too large. A watch, which is read line by line, may
 /// go on for ever.

@@ -7,9 +7,11 @@
 //! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
 //! - `observe`: watches over Jobs, pods and events.
 //! - `output`: what failed containers printed last.
+//! - `pages`: lists that come in pages.
 //! - `lease`: which of several replicas supervises.
 //! - [`probe`]: whether a cluster has and allows what the agent needs.
 //! - `reads`: types that are read in the place of whole objects.
+//! - `weight`: what JSON values take in memory.
 //! - [`yaml`]: YAML 1.1, in which job templates are written.
 //! - `error`: what errors of the Kubernetes API mean for a flow run.
 #![warn(missing_docs)]
@@ -25,11 +27,13 @@ mod lease;
 pub mod manifest;
 mod observe;
 mod output;
+mod pages;
 pub mod probe;
 mod reads;
+mod weight;
 pub mod yaml;
 
 pub use backend::KubernetesBackend;
 pub use client::{Cluster, connect};
-pub use manifest::{JobPatch, JobResources, KeySecret, ManifestSettings, Manifests};
+pub use manifest::{JobPatch, JobResources, KeySecret, Manifest, ManifestSettings, Manifests};
 pub use observe::Graces;

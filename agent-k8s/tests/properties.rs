@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent_core::{
     Flow, FlowRun, Result, Template, TemplateOrigin, TemplateStore, Work, async_trait,
 };
-use agent_k8s::{JobPatch, ManifestSettings, Manifests, manifest, yaml};
+use agent_k8s::{JobPatch, Manifest, ManifestSettings, Manifests, manifest, yaml};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -39,6 +39,7 @@ fn build(template: Option<Vec<u8>>, run_config: Value, storage: Value) -> Result
     runtime
         .expect("a runtime")
         .block_on(manifests.build(&run, "00000000"))
+        .map(Manifest::into_value)
 }
 
 /// Any JSON, with the names that mean something often enough.

@@ -18,7 +18,7 @@ use crate::shown::shown;
 /// How many templates one place's cache holds at most.
 const MOST_COPIES: usize = 256;
 /// How many bytes they have together at most.
-const MOST_BYTES: usize = 32 << 20;
+const MOST_BYTES: usize = 8 << 20;
 /// How many times longer than usual a copy serves after its place could not be reached.
 const PATIENCE: u32 = 10;
 

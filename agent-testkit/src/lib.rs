@@ -91,5 +91,5 @@ pub mod stores;
 
 pub use condition::TimedOut;
 pub use faults::{Fault, Faults, Rule};
-pub use kubernetes::{Attempt, Course, KubernetesApi, PodEnd};
+pub use kubernetes::{Attempt, Course, KubernetesApi, PodEnd, Verdict};
 pub use prefect::{FlowRunSeed, PrefectApi};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent_core::{
     Flow, FlowRun, Result, Template, TemplateOrigin, TemplateStore, Work, async_trait,
 };
-use agent_k8s::{ManifestSettings, Manifests};
+use agent_k8s::{Manifest, ManifestSettings, Manifests};
 use serde_json::Value;
 
 struct Store(Vec<u8>);
@@ -36,4 +36,5 @@ pub fn build(template: Option<&[u8]>, run_config: Value) -> Result<Value> {
     runtime
         .expect("a runtime")
         .block_on(manifests.build(&run, "00000000"))
+        .map(Manifest::into_value)
 }

@@ -262,7 +262,7 @@ async fn render(report: &mut Report, settings: Settings, tenant: Option<String>)
     match Manifests::new(job, store).build(&run, &identifier).await {
         Ok(manifest) => {
             report.good("Job", "can be made from template and settings");
-            Some(manifest)
+            Some(manifest.into_value())
         }
         Err(error) => {
             report.bad("Job", error.to_string(), remedy);

@@ -6,14 +6,16 @@ mod environment;
 mod image;
 mod patch;
 mod resources;
+mod room;
 mod shape;
 mod storage;
 mod template;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use agent_core::run_config::{KubernetesRun, RunConfig};
-use agent_core::{Error, Flow, FlowRun, Result, TemplateStore, Work};
+use agent_core::{Error, Flow, FlowRun, LONGEST_MESSAGE, Result, TemplateStore, Work, clip};
 use k8s_openapi::api::batch::v1::Job;
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
@@ -21,8 +23,10 @@ use sha2::{Digest, Sha256};
 
 pub use self::patch::JobPatch;
 pub use self::resources::JobResources;
+use self::room::{Room, Taken};
 use self::shape::{Misfit, describe, mapping, mapping_at};
 use self::template::{Found, Templates};
+use crate::weight::{json_length, weight};
 
 /// Label that groups a Job with its pods; the value also ends the Job's name.
 pub const IDENTIFIER: &str = "prefect.io/identifier";
@@ -36,6 +40,8 @@ pub(crate) const LABELS: &str = "PREFECT__CLOUD__AGENT__LABELS";
 
 /// How much of a template's name goes into a Job's name, in characters.
 const NAME: usize = 48;
+/// How large a manifest may be as JSON, in bytes: the store of Kubernetes takes no larger object.
+pub const LARGEST: usize = 3 << 19;
 /// The pod's specification in a Job.
 const POD: [&str; 3] = ["spec", "template", "spec"];
 
@@ -106,6 +112,31 @@ pub fn identifier(attempt: &str, salt: u32) -> String {
 pub struct Manifests {
     settings: ManifestSettings,
     templates: Templates,
+    /// For run configs that are read.
+    room: Room,
+}
+
+/// A finished manifest. Large ones have room for a few in memory, so each should be dropped as soon as
+/// it is sent.
+#[derive(Debug)]
+pub struct Manifest {
+    value: Value,
+    _room: Taken,
+}
+
+impl Manifest {
+    /// The manifest as JSON.
+    pub fn into_value(self) -> Value {
+        self.value
+    }
+}
+
+impl Deref for Manifest {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.value
+    }
 }
 
 impl Manifests {
@@ -114,6 +145,7 @@ impl Manifests {
         Self {
             settings,
             templates: Templates::new(store),
+            room: Room::new(),
         }
     }
 
@@ -122,15 +154,26 @@ impl Manifests {
         &self.settings.labels
     }
 
-    /// Builds the manifest for a run.
+    /// Builds the manifest for a run. When several are large, it waits until some were dropped.
     ///
     /// # Errors
-    /// Permanent when the run config or the template makes no Job; transient when a template's
-    /// place does not answer.
-    pub async fn build(&self, run: &FlowRun, identifier: &str) -> Result<Value> {
+    /// Permanent when the run config or the flow's template makes no Job that Kubernetes can store;
+    /// [`Error::Agent`] when the agent's own template makes none; transient when a template's place
+    /// does not answer.
+    pub async fn build(&self, run: &FlowRun, identifier: &str) -> Result<Manifest> {
+        let built = self.filled(run, identifier).await;
+        built.map_err(|error| match error {
+            Error::Permanent(message) => Error::Permanent(clipped(message)),
+            Error::Agent(message) => Error::Agent(clipped(message)),
+            other => other,
+        })
+    }
+
+    async fn filled(&self, run: &FlowRun, identifier: &str) -> Result<Manifest> {
         let Work::Flow(flow) = &run.work else {
             return Err(Error::permanent("this agent cannot deploy such work"));
         };
+        let _room = self.room.take(2 * weight(&flow.run_config)).await;
         let config = match RunConfig::from_json(&flow.run_config)
             .map_err(|error| Error::permanent(format!("Flow run {} {error}", run.id)))?
         {
@@ -147,6 +190,14 @@ impl Manifests {
         };
         let agents = self.settings.job_template.as_deref();
         let template = self.templates.find(&config, agents).await?;
+        let of_template = json_length(&template.content);
+        if of_template > LARGEST {
+            return Err(template.wrong(format!(
+                "the job template of flow run {} {}",
+                run.id,
+                too_large(of_template)
+            )));
+        }
         let mut job = template.content.as_ref().clone();
         let parts = Parts {
             run,
@@ -160,7 +211,34 @@ impl Manifests {
         if let Some(patch) = &self.settings.patch {
             parts.patch(&mut job, patch)?;
         }
-        Ok(job)
+        let length = json_length(&job);
+        if length > LARGEST {
+            return Err(Error::permanent(format!(
+                "the Job of flow run {} {}",
+                run.id,
+                too_large(length)
+            )));
+        }
+        let Found { mut room, .. } = template;
+        room.shrink(weight(&job) + length);
+        Ok(Manifest {
+            value: job,
+            _room: room,
+        })
+    }
+}
+
+/// That something has more bytes than Kubernetes stores.
+fn too_large(length: usize) -> String {
+    format!(
+        "has {length} bytes as JSON, and Kubernetes stores at most {LARGEST}; make the template and the run config smaller"
+    )
+}
+
+fn clipped(message: String) -> String {
+    match clip(&message, LONGEST_MESSAGE) {
+        std::borrow::Cow::Borrowed(_) => message,
+        std::borrow::Cow::Owned(clipped) => clipped,
     }
 }
 

@@ -3,7 +3,11 @@
 use json_patch::{Patch, PatchOperation};
 use serde_json::Value;
 
+use crate::weight::weight;
 use crate::yaml;
+
+/// How much memory the operations of a patch may copy, in bytes.
+const LARGEST_COPY: usize = 8 << 20;
 
 /// A change to every manifest: a JSON Patch, which is a list of operations, or a JSON Merge Patch,
 /// which is a mapping.
@@ -53,13 +57,36 @@ impl JobPatch {
                 json_patch::merge(manifest, patch);
                 Ok(())
             }
-            Change::Operations(patch) => json_patch::patch(manifest, patch).map_err(|error| {
-                let operation = patch.0.get(error.operation).map_or("", name_of);
-                format!(
-                    "the job patch {} does not apply: operation {} ({operation} {}): {}",
-                    self.name, error.operation, error.path, error.kind
-                )
-            }),
+            Change::Operations(patch) => {
+                let mut copied = 0;
+                for (index, operation) in patch.0.iter().enumerate() {
+                    let place = format!("operation {index} ({})", name_of(operation));
+                    if let PatchOperation::Copy(copy) = operation
+                        && let Some(source) = copy.from.resolve(manifest).ok()
+                    {
+                        copied += weight(source);
+                        if copied > LARGEST_COPY {
+                            return Err(format!(
+                                "the job patch {} copies more than {} MiB, at {place}; copy less",
+                                self.name,
+                                LARGEST_COPY >> 20
+                            ));
+                        }
+                    }
+                    json_patch::patch(manifest, std::slice::from_ref(operation)).map_err(
+                        |error| {
+                            format!(
+                                "the job patch {} does not apply: operation {index} ({} {}): {}",
+                                self.name,
+                                name_of(operation),
+                                error.path,
+                                error.kind
+                            )
+                        },
+                    )?;
+                }
+                Ok(())
+            }
         }
     }
 

@@ -35,6 +35,7 @@ fn build(settings: ManifestSettings, template: &'static str, run_config: Value) 
     runtime
         .expect("a runtime")
         .block_on(manifests.build(&run, "0a1b2c3d"))
+        .map(Manifest::into_value)
 }
 
 fn error(settings: ManifestSettings, template: &'static str, run_config: Value) -> String {
@@ -231,4 +232,76 @@ fn the_agents_amounts_are_for_flows_that_say_nothing_of_them() {
     let expected = json!({"requests": {"memory": "512Mi"}, "limits": {"cpu": 2, "memory": "1Gi"}});
     assert_eq!(templated["resources"], expected);
     assert_eq!(templated["imagePullPolicy"], "IfNotPresent");
+}
+
+#[test]
+fn what_is_wrong_with_the_agents_template_concerns_the_agent_and_a_flows_its_run() {
+    for template in ["a: b: c", "[a]", "spec: 1", "apiVersion: batch/v1"] {
+        let agents = build(ManifestSettings::default(), template, Value::Null);
+        assert!(
+            matches!(agents, Err(Error::Agent(_))),
+            "{template}: {agents:?}"
+        );
+        for config in [
+            json!({"type": "KubernetesRun", "job_template": template}),
+            json!({"type": "KubernetesRun", "job_template_path": "s3://b/k"}),
+        ] {
+            let flows = build(ManifestSettings::default(), template, config);
+            assert!(
+                matches!(flows, Err(Error::Permanent(_))),
+                "{template}: {flows:?}"
+            );
+        }
+    }
+    let patch = patched("[{op: remove, path: /none}]");
+    let refused = build(patch, "", Value::Null);
+    assert!(matches!(refused, Err(Error::Permanent(_))), "{refused:?}");
+}
+
+#[test]
+fn a_manifest_that_kubernetes_cannot_store_is_refused_with_its_size_and_the_limit() {
+    let long = "x".repeat(LARGEST);
+    for config in [
+        json!({"type": "UniversalRun", "env": {"A": long}}),
+        json!({"type": "KubernetesRun", "job_template": {"metadata": {"annotations": {"a": long}},
+            "spec": {"template": {"spec": {}}}}}),
+    ] {
+        let message = error(ManifestSettings::default(), "", config);
+        assert!(
+            message.contains(" bytes as JSON, and Kubernetes stores at most 1572864"),
+            "{message}"
+        );
+        assert!(message.contains("of flow run r has 157"), "{message}");
+    }
+}
+
+#[test]
+fn no_message_is_longer_than_a_message_may_be() {
+    let long = "x".repeat(1 << 20);
+    for config in [
+        json!({"type": long}),
+        json!({"type": "KubernetesRun", "image_pull_policy": long}),
+        json!({"type": "KubernetesRun", "job_template": format!("!{long}")}),
+        json!({"type": "KubernetesRun", "job_template": format!("{{{long}: 1, spec: 1}}")}),
+    ] {
+        let message = error(ManifestSettings::default(), "", config);
+        assert!(message.len() <= LONGEST_MESSAGE, "{} bytes", message.len());
+    }
+}
+
+#[test]
+fn a_patch_cannot_copy_without_end() {
+    let mut operations = vec![json!({"op": "add", "path": "/spec/x", "value": ["x".repeat(1000)]})];
+    for _ in 0..40 {
+        operations.push(json!({"op": "copy", "from": "/spec/x", "path": "/spec/x/0"}));
+    }
+    let message = error(
+        patched(&Value::from(operations).to_string()),
+        "",
+        Value::Null,
+    );
+    assert!(
+        message.contains("owner.yaml copies more than 8 MiB, at operation "),
+        "{message}"
+    );
 }

@@ -24,10 +24,8 @@ use self::read::Event;
 use self::view::{EventView, JobView, PodView};
 use crate::error::explain;
 use crate::manifest::{FLOW_RUN_ID, IDENTIFIER};
+use crate::pages::{PAGE, is_too_large, list_all};
 
-/// Objects per page of a listing. A page is in memory as a whole, and a Job of a cluster with many
-/// field managers takes 10 KB there.
-const PAGE: u32 = 200;
 /// How long the events may take to be listed before the rest is told without them.
 const EVENTS: Duration = Duration::from_secs(5);
 
@@ -92,13 +90,9 @@ pub(crate) async fn stands(
     };
     let pods: Api<read::Pod> = Api::namespaced(client.clone(), namespace);
     let own = ListParams::default().labels(&format!("{IDENTIFIER}={}", job.identifier));
-    let pods: Vec<PodView> = pods
-        .list(&own)
-        .await?
-        .iter()
-        .filter_map(PodView::of)
-        .collect();
-    Ok(diagnose::stands(key, &job, &pods))
+    let mut views = Vec::new();
+    list_all(&pods, &own, |pod| views.extend(PodView::of(&pod))).await?;
+    Ok(diagnose::stands(key, &job, &views))
 }
 
 fn changes<K, V: Send + 'static>(
@@ -109,7 +103,7 @@ fn changes<K, V: Send + 'static>(
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    patient(watch(api, config.page_size(PAGE))).filter_map(move |change| {
+    patient(in_pages(api, config, PAGE)).filter_map(move |change| {
         let change = match change {
             Ok(watcher::Event::Init) => Some(Change::Listing),
             Ok(watcher::Event::InitDone) => Some(Change::Listed),
@@ -124,6 +118,37 @@ where
         };
         std::future::ready(change)
     })
+}
+
+/// A watch that lists in pages, of which it takes smaller ones for good where they are too large: the
+/// listing begins again.
+fn in_pages<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    page: u32,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let begin = move |page| watch(api.clone(), config.clone().page_size(page)).boxed();
+    let watching = begin(page);
+    stream::unfold(
+        (begin, watching, page),
+        |(begin, mut watching, mut page)| async move {
+            loop {
+                match watching.next().await? {
+                    Err(watcher::Error::InitialListFailed(error))
+                        if is_too_large(&error) && page > 1 =>
+                    {
+                        page /= 2;
+                        tracing::warn!("A page of a listing is too large; now {page} objects each");
+                        watching = begin(page);
+                    }
+                    change => return Some((change, (begin, watching, page))),
+                }
+            }
+        },
+    )
 }
 
 /// A watch that pauses longer from failure to failure. That a listing begins is told with its first
@@ -163,6 +188,24 @@ fn is_forbidden(error: &watcher::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_listing_goes_on_with_smaller_pages_where_objects_are_large() {
+        let (client, asked) = crate::pages::tests::server(30, crate::bounded::LARGEST / 20);
+        let jobs: Api<read::Job> = Api::namespaced(client, "default");
+        let mut names = Vec::new();
+        let mut watching = std::pin::pin!(in_pages(jobs, watcher::Config::default(), PAGE));
+        while let Some(change) = watching.next().await {
+            match change.expect("no failure") {
+                watcher::Event::InitApply(job) => names.push(job.name_any()),
+                watcher::Event::InitDone => break,
+                _ => {}
+            }
+        }
+        assert_eq!(names.len(), 30);
+        let asked = asked.lock().expect("no panic").clone();
+        assert_eq!(asked, [200, 100, 50, 25, 12, 12, 12]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_listing_that_always_fails_is_tried_less_and_less_often() {

@@ -1,8 +1,9 @@
 //! The events of a YAML text, from a YAML 1.2 scanner.
 
-use saphyr_parser::{Event as Scanned, Parser, ScalarStyle, StrInput};
+use saphyr_parser::{Event as Scanned, Parser, ScalarStyle};
 
 use super::YamlError;
+use super::input::{Meter, Metered, PIECES};
 
 /// A line and a column, both from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,22 +53,35 @@ pub(super) enum Data {
 
 /// Reads the events of a text one by one.
 pub(super) struct Events<'t> {
-    parser: Parser<'t, StrInput<'t>>,
+    parser: Parser<'t, Metered<'t>>,
+    meter: Meter,
     end: Mark,
 }
 
 impl<'t> Events<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let meter = Meter::default();
         Self {
-            parser: Parser::new_from_str(text),
+            parser: Parser::new(Metered::new(text, meter.clone())),
+            meter,
             end: Mark { line: 1, column: 1 },
         }
     }
 
     /// The next event; the end of the stream, once it is reached.
     pub(super) fn next(&mut self) -> Result<Event, YamlError> {
-        let Some(scanned) = self.parser.next_event() else {
+        let scanned = self.parser.next_event();
+        if self.meter.is_full() {
+            return Err(super::at(
+                self.end,
+                format!(
+                    "the value after this place has more than {PIECES} parts; write lists and mappings in lines of their own, without brackets, and long texts after `|`"
+                ),
+            ));
+        }
+        self.meter.reset();
+        let Some(scanned) = scanned else {
             return Ok(Event {
                 data: Data::StreamEnd,
                 start: self.end,
@@ -91,7 +105,7 @@ impl<'t> Events<'t> {
             Scanned::Scalar(value, style, anchor, given) => Data::Scalar {
                 anchor,
                 tag: tag(given),
-                value: value.into_owned(),
+                value: compact(value.into_owned()),
                 plain: matches!(style, ScalarStyle::Plain),
             },
             Scanned::SequenceStart(anchor, given) => Data::SequenceStart(anchor, tag(given)),
@@ -104,4 +118,10 @@ impl<'t> Events<'t> {
             start: span.start.into(),
         })
     }
+}
+
+/// The same text without the room that it was given to grow.
+fn compact(mut text: String) -> String {
+    text.shrink_to_fit();
+    text
 }

@@ -108,6 +108,10 @@ impl Finder<'_> {
     fn skip(&mut self, node: &Event) -> Option<()> {
         let mut depth = opens(&node.data);
         while depth > 0 {
+            // What is nested deeper is not read at all.
+            if depth > super::DEPTH as i32 {
+                return None;
+            }
             let event = self.next()?;
             depth += opens(&event.data);
         }

@@ -1,9 +1,11 @@
 //! YAML 1.1 as PyYAML and the older Kubernetes tools read it: `yes` and `012` are not text.
 //!
 //! The scanner is one for YAML 1.2; here its events become a JSON value by the rules of 1.1. Aliases are copied, merge
-//! keys are merged, tags other than the standard ones are refused.
+//! keys are merged, tags other than the standard ones are refused. What that takes in memory is counted
+//! before it is taken, so that a small text makes no huge value.
 
 mod events;
+mod input;
 mod locate;
 mod scalar;
 mod write;
@@ -11,17 +13,21 @@ mod write;
 use std::collections::HashMap;
 use std::fmt;
 
+use agent_core::{LONGEST_MESSAGE, clip};
 use serde_json::{Map, Value};
 
 use self::events::{Anchor, Data, Event, Events, Mark};
 pub use self::locate::{Path, Step, locate};
 use self::scalar::Scalar;
 pub use self::write::write;
+use crate::weight::{self, weight};
 
 /// How deep collections may be nested: no manifest comes near it.
 const DEPTH: usize = 100;
-/// How many nodes a document may have once its aliases are copied.
-const NODES: usize = 200_000;
+/// How much memory the values of a document may take once its aliases are copied, in bytes.
+const LARGEST_VALUE: usize = 16 << 20;
+/// What an anchor takes beside the copy of its node, in bytes.
+const ANCHOR: usize = 256;
 
 const TAGS: &str = "tag:yaml.org,2002:";
 
@@ -56,7 +62,7 @@ pub fn parse(text: &[u8]) -> Result<Value, YamlError> {
     let mut reader = Reader {
         events: Events::new(text),
         anchors: HashMap::new(),
-        nodes: 0,
+        taken: 0,
     };
     reader.document()
 }
@@ -98,10 +104,19 @@ fn is_taken(c: char) -> bool {
         | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
-/// A node and whether it was the plain `<<` that merges.
+/// A node, and what it is as a key of a mapping.
 struct Node {
     value: Value,
-    key: Key,
+    kind: Kind,
+}
+
+enum Kind {
+    /// What its value is.
+    Plain,
+    /// The plain `<<`, which merges.
+    Merge,
+    /// A date, whose value is a text.
+    Date,
 }
 
 /// What a node is as a key of a mapping.
@@ -112,11 +127,38 @@ enum Key {
     Not(&'static str),
 }
 
+impl From<Value> for Node {
+    fn from(value: Value) -> Self {
+        let kind = Kind::Plain;
+        Self { value, kind }
+    }
+}
+
+impl Node {
+    /// The node as a key, spelled as JSON spells keys that are not text.
+    fn into_key(self) -> Key {
+        match (self.kind, self.value) {
+            (Kind::Merge, _) => Key::Merge,
+            (Kind::Date, _) => Key::Not("a date"),
+            (Kind::Plain, Value::Null) => Key::Text("null".to_owned()),
+            (Kind::Plain, Value::Bool(value)) => Key::Text(value.to_string()),
+            (Kind::Plain, Value::Number(number)) => Key::Text(match number.as_f64() {
+                Some(float) if number.is_f64() => scalar::python_float(float),
+                _ => number.to_string(),
+            }),
+            (Kind::Plain, Value::String(text)) => Key::Text(text),
+            (Kind::Plain, Value::Array(_)) => Key::Not("a list"),
+            (Kind::Plain, Value::Object(_)) => Key::Not("a mapping"),
+        }
+    }
+}
+
 struct Reader<'t> {
     events: Events<'t>,
-    /// Finished nodes by anchor, with their size; `None` while a node is being read.
+    /// Copies of finished nodes by anchor, with what a copy takes; `None` while a node is being read.
     anchors: HashMap<Anchor, Option<(Value, usize)>>,
-    nodes: usize,
+    /// What was taken of the memory that there is for a document, in bytes.
+    taken: usize,
 }
 
 impl Reader<'_> {
@@ -148,7 +190,6 @@ impl Reader<'_> {
                 format!("collections are nested more than {DEPTH} deep"),
             ));
         }
-        self.count(1, mark)?;
         match event.data {
             Data::Alias(anchor) => self.alias(anchor, mark),
             Data::Scalar {
@@ -157,38 +198,33 @@ impl Reader<'_> {
                 value,
                 plain,
             } => {
-                let before = self.begin(anchor);
+                self.take(weight::of_text(value.len()), mark)?;
                 let node = scalar_node(tag.as_deref(), value, plain, mark)?;
-                self.finish(anchor, &node.value, before);
+                self.finish(anchor, &node.value, mark)?;
                 Ok(node)
             }
             Data::SequenceStart(anchor, tag) => {
                 standard(tag.as_deref(), "seq", mark)?;
-                let before = self.begin(anchor);
+                self.begin(anchor);
                 let mut items = Vec::new();
                 loop {
                     let event = self.events.next()?;
                     if matches!(event.data, Data::SequenceEnd) {
                         break;
                     }
+                    self.take(weight::of_item(items.len()), event.start)?;
                     items.push(self.node(event, depth + 1)?.value);
                 }
                 let value = Value::Array(items);
-                self.finish(anchor, &value, before);
-                Ok(Node {
-                    value,
-                    key: Key::Not("a list"),
-                })
+                self.finish(anchor, &value, mark)?;
+                Ok(value.into())
             }
             Data::MappingStart(anchor, tag) => {
                 standard(tag.as_deref(), "map", mark)?;
-                let before = self.begin(anchor);
+                self.begin(anchor);
                 let value = Value::Object(self.mapping(depth)?);
-                self.finish(anchor, &value, before);
-                Ok(Node {
-                    value,
-                    key: Key::Not("a mapping"),
-                })
+                self.finish(anchor, &value, mark)?;
+                Ok(value.into())
             }
             _ => Err(at(mark, "expected a value")),
         }
@@ -203,7 +239,8 @@ impl Reader<'_> {
                 break;
             }
             let mark = event.start;
-            let key = self.node(event, depth + 1)?.key;
+            self.take(weight::of_member(own.len(), 0), mark)?;
+            let key = self.node(event, depth + 1)?.into_key();
             let event = self.events.next()?;
             let value_mark = event.start;
             let value = self.node(event, depth + 1)?.value;
@@ -219,6 +256,7 @@ impl Reader<'_> {
         for (value, mark) in merged.into_iter().rev() {
             for source in merge_sources(value, mark)? {
                 for (key, value) in source {
+                    self.take(weight::of_member(own.len(), 0), mark)?;
                     own.entry(key).or_insert(value);
                 }
             }
@@ -227,37 +265,43 @@ impl Reader<'_> {
     }
 
     fn alias(&mut self, anchor: Anchor, mark: Mark) -> Result<Node, YamlError> {
-        let (value, size) = match self.anchors.get(&anchor) {
-            Some(Some((value, size))) => (value.clone(), *size),
+        let size = match self.anchors.get(&anchor) {
+            Some(Some((_, size))) => *size,
             Some(None) => return Err(at(mark, "the anchor of this alias contains the alias")),
             None => return Err(at(mark, "the anchor of this alias is not defined")),
         };
-        self.count(size, mark)?;
-        let key = key_of(&value);
-        Ok(Node { value, key })
+        self.take(size, mark)?;
+        let value = self.anchors.get(&anchor).and_then(Option::as_ref);
+        Ok(value.map_or(Value::Null, |(value, _)| value.clone()).into())
     }
 
-    /// Begins a node; the count of nodes before it.
-    fn begin(&mut self, anchor: Anchor) -> usize {
+    /// Notes that the node of an anchor is being read.
+    fn begin(&mut self, anchor: Anchor) {
         if anchor != 0 {
             self.anchors.insert(anchor, None);
         }
-        self.nodes
     }
 
-    fn finish(&mut self, anchor: Anchor, value: &Value, before: usize) {
+    /// Keeps a copy of an anchor's node.
+    fn finish(&mut self, anchor: Anchor, value: &Value, mark: Mark) -> Result<(), YamlError> {
         if anchor != 0 {
-            let size = self.nodes - before;
+            let size = weight(value);
+            self.take(size + ANCHOR, mark)?;
             self.anchors.insert(anchor, Some((value.clone(), size)));
         }
+        Ok(())
     }
 
-    fn count(&mut self, nodes: usize, mark: Mark) -> Result<(), YamlError> {
-        self.nodes += nodes;
-        if self.nodes > NODES {
+    /// Takes so many bytes of the memory that there is for a document, before they are used.
+    fn take(&mut self, bytes: usize, mark: Mark) -> Result<(), YamlError> {
+        self.taken = self.taken.saturating_add(bytes);
+        if self.taken > LARGEST_VALUE {
             return Err(at(
                 mark,
-                format!("the document has more than {NODES} values"),
+                format!(
+                    "the values up to here take more than {} MiB of memory; write fewer, or copy less with aliases and merge keys",
+                    LARGEST_VALUE >> 20
+                ),
             ));
         }
         Ok(())
@@ -273,41 +317,24 @@ fn scalar_node(
     let resolved = match tag {
         Some("!") => scalar::resolve(&text),
         None if plain => scalar::resolve(&text),
-        None => Ok(Scalar::Value(Value::String(text.clone()))),
+        None => Ok(Scalar::Text),
         Some(tag) => match tag.strip_prefix(TAGS) {
             Some(kind) => scalar::construct(kind, &text).unwrap_or_else(|| Err(unknown(tag))),
             None => Err(unknown(tag)),
         },
     };
-    match resolved.map_err(|message| at(mark, message))? {
-        Scalar::Merge => Ok(Node {
+    Ok(match resolved.map_err(|message| at(mark, message))? {
+        Scalar::Merge => Node {
             value: Value::String(text),
-            key: Key::Merge,
-        }),
-        Scalar::Date(text) => Ok(Node {
+            kind: Kind::Merge,
+        },
+        Scalar::Date(text) => Node {
             value: Value::String(text),
-            key: Key::Not("a date"),
-        }),
-        Scalar::Value(value) => {
-            let key = key_of(&value);
-            Ok(Node { value, key })
-        }
-    }
-}
-
-/// A value as a key, spelled as JSON spells keys that are not text.
-fn key_of(value: &Value) -> Key {
-    match value {
-        Value::Null => Key::Text("null".to_owned()),
-        Value::Bool(value) => Key::Text(value.to_string()),
-        Value::Number(number) => Key::Text(match number.as_f64() {
-            Some(float) if number.is_f64() => scalar::python_float(float),
-            _ => number.to_string(),
-        }),
-        Value::String(text) => Key::Text(text.clone()),
-        Value::Array(_) => Key::Not("a list"),
-        Value::Object(_) => Key::Not("a mapping"),
-    }
+            kind: Kind::Date,
+        },
+        Scalar::Text => Value::String(text).into(),
+        Scalar::Value(value) => value.into(),
+    })
 }
 
 fn merge_sources(value: Value, mark: Mark) -> Result<Vec<Map<String, Value>>, YamlError> {
@@ -336,14 +363,15 @@ fn standard(tag: Option<&str>, kind: &str, mark: Mark) -> Result<(), YamlError> 
 }
 
 fn unknown(tag: &str) -> String {
+    let tag = clip(tag, scalar::LONGEST_SHOWN);
     format!("could not determine a constructor for the tag '{tag}'")
 }
 
-fn at(mark: Mark, message: impl Into<String>) -> YamlError {
+fn at(mark: Mark, message: impl AsRef<str>) -> YamlError {
     YamlError {
         line: mark.line,
         column: mark.column,
-        message: message.into(),
+        message: clip(message.as_ref(), LONGEST_MESSAGE).into_owned(),
     }
 }
 

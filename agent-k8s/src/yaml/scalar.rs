@@ -1,11 +1,17 @@
 //! Scalars of YAML 1.1: which plain texts are not text, and what they are.
 
+use agent_core::clip;
 use serde_json::{Number, Value};
+
+/// How much of a scalar or a tag is shown in a message, in bytes.
+pub(super) const LONGEST_SHOWN: usize = 200;
 
 /// What a scalar is.
 #[derive(Debug, PartialEq)]
 pub(super) enum Scalar {
     Value(Value),
+    /// Its own text.
+    Text,
     /// A date or a time, in ISO 8601 as Python writes it.
     Date(String),
     /// The plain `<<`.
@@ -25,7 +31,7 @@ pub(super) fn resolve(text: &str) -> Result {
             None if is_int(text) => int(text)?,
             None if is_float(text) => float(text)?,
             None if timestamp(text).is_some() => return date(text),
-            None => Value::String(text.to_owned()),
+            None => return Ok(Scalar::Text),
         },
     };
     Ok(Scalar::Value(value))
@@ -34,11 +40,11 @@ pub(super) fn resolve(text: &str) -> Result {
 /// A scalar with a standard tag; `None` when no scalar has that tag.
 pub(super) fn construct(kind: &str, text: &str) -> Option<Result> {
     let value = match kind {
-        "str" => Ok(Value::String(text.to_owned())),
+        "str" => return Some(Ok(Scalar::Text)),
         "null" => Ok(Value::Null),
         "bool" => boolean(&text.to_lowercase())
             .map(Value::Bool)
-            .ok_or_else(|| format!("{text:?} is no boolean")),
+            .ok_or_else(|| format!("{} is no boolean", shown(text))),
         "int" => int(text),
         "float" => float(text),
         "timestamp" => return Some(date(text)),
@@ -47,7 +53,15 @@ pub(super) fn construct(kind: &str, text: &str) -> Option<Result> {
     Some(value.map(Scalar::Value))
 }
 
+/// A scalar in quotes, at a length that suits a message.
+fn shown(text: &str) -> String {
+    format!("{:?}", clip(text, LONGEST_SHOWN))
+}
+
 fn boolean(text: &str) -> Option<bool> {
+    if text.len() > "false".len() {
+        return None;
+    }
     let lower = text.to_ascii_lowercase();
     // Only these three spellings of a word count.
     let mut capital = lower.clone();
@@ -139,7 +153,7 @@ fn is_float(text: &str) -> bool {
 
 fn int(text: &str) -> std::result::Result<Value, String> {
     let clean = text.replace('_', "");
-    let wrong = || format!("{text:?} is no whole number");
+    let wrong = || format!("{} is no whole number", shown(text));
     let (negative, digits) = match clean.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, clean.strip_prefix('+').unwrap_or(&clean)),
@@ -199,7 +213,7 @@ fn float(text: &str) -> std::result::Result<Value, String> {
         _ => plain(digits),
     };
     number(
-        sign * value.ok_or_else(|| format!("{text:?} is no number"))?,
+        sign * value.ok_or_else(|| format!("{} is no number", shown(text)))?,
         text,
     )
 }
@@ -207,7 +221,7 @@ fn float(text: &str) -> std::result::Result<Value, String> {
 fn number(value: f64, text: &str) -> std::result::Result<Value, String> {
     Number::from_f64(value)
         .map(Value::Number)
-        .ok_or_else(|| format!("{text:?} cannot be written in a manifest"))
+        .ok_or_else(|| format!("{} cannot be written in a manifest", shown(text)))
 }
 
 /// A float as Python writes it.
@@ -290,7 +304,7 @@ fn timestamp(text: &str) -> Option<Stamp<'_>> {
 
 /// A date or time, checked and written as Python writes it.
 fn date(text: &str) -> Result {
-    let wrong = || format!("{text:?} is no date that exists");
+    let wrong = || format!("{} is no date that exists", shown(text));
     let stamp = timestamp(text).ok_or_else(wrong)?;
     let number = |part: &str| part.parse::<u32>().unwrap_or(0);
     let [year, month, day] = stamp.date.map(number);

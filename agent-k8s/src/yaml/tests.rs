@@ -119,7 +119,23 @@ fn small_texts_cannot_become_huge_values() {
         let last = format!("*a{}, ", n - 1).repeat(10);
         laughs += &format!("a{n}: &a{n} [{}]\n", last.trim_end_matches(", "));
     }
-    assert!(error(&laughs).contains("more than 200000 values"));
+    assert!(error(&laughs).contains("more than 16 MiB of memory"));
+    let long = format!(
+        "a: &a {}\nb:\n{}",
+        "x".repeat(10_000),
+        "- *a\n".repeat(10_000)
+    );
+    let message = error(&long);
+    assert!(
+        message.starts_with("line 1640, column 3: the values up to here take more than 16 MiB"),
+        "{message}"
+    );
+    assert!(
+        message.ends_with("copy less with aliases and merge keys"),
+        "{message}"
+    );
+    let message = error(&format!("{{a: [{}]}}: b", "x,".repeat(100_000)));
+    assert!(message.contains("more than 100000 parts"), "{message}");
     for deep in [
         "[".repeat(5000),
         "{a: ".repeat(5000) + "1",
@@ -130,6 +146,14 @@ fn small_texts_cannot_become_huge_values() {
             message.contains("nested") || message.contains("recursion limit"),
             "{message}"
         );
+    }
+}
+
+#[test]
+fn a_message_shows_no_more_than_the_ends_of_a_huge_scalar() {
+    for text in ["!!int ", "!!bool ", "!!timestamp ", "!", "*"] {
+        let message = error(&format!("{text}{}", "x".repeat(1 << 20)));
+        assert!(message.len() < 5000, "{text}: {} bytes", message.len());
     }
 }
 

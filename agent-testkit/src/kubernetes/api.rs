@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::admission::{Admission, Quota, Verdict};
 use super::cluster::{Access, Cluster, Creation, Creations, Options, WatchOrder};
 use super::course::{Attempt, Course, PodEnd};
 use super::endpoint;
@@ -44,6 +45,7 @@ pub struct KubernetesApiBuilder {
     faults: Faults,
     clock: Clock,
     access: Access,
+    admission: Admission,
     options: Options,
     script: Script,
     node_on: bool,
@@ -89,6 +91,23 @@ impl KubernetesApiBuilder {
     /// Forbids a verb on a resource (`pods`, `pods/log`); `*` stands for any.
     pub fn deny(mut self, verb: &str, resource: &str) -> Self {
         self.access.denied.insert((verb.into(), resource.into()));
+        self
+    }
+
+    /// Asks this admission webhook before a Job is created; the second argument tells whether it is
+    /// a dry run.
+    pub fn admission(
+        mut self,
+        webhook: impl Fn(&Value, bool) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
+        self.admission.webhook = Some(Arc::new(webhook));
+        self
+    }
+
+    /// Limits the number of Jobs in each namespace by a ResourceQuota of this name.
+    pub fn quota(mut self, name: impl Into<String>, jobs: usize) -> Self {
+        let name = name.into();
+        self.admission.quota = Some(Quota { name, jobs });
         self
     }
 
@@ -159,6 +178,7 @@ impl KubernetesApiBuilder {
             requests: Requests::default(),
             changes: Changes::default(),
             access: Mutex::new(self.access),
+            admission: Mutex::new(self.admission),
             creations: Mutex::new(Creations::default()),
             answers: Mutex::default(),
             watches: watch::Sender::new(WatchOrder::None),
@@ -191,6 +211,7 @@ impl KubernetesApi {
             faults: Faults::default(),
             clock: Clock::default(),
             access: Access::default(),
+            admission: Admission::default(),
             options: Options {
                 watch_list: false,
                 bookmark_every: Duration::from_secs(10),
@@ -261,6 +282,37 @@ impl KubernetesApi {
             .access()
             .denied
             .remove(&(verb.into(), resource.into()));
+    }
+
+    /// Asks this admission webhook from now on; see [`KubernetesApiBuilder::admission`].
+    pub fn set_admission(&self, webhook: impl Fn(&Value, bool) -> Verdict + Send + Sync + 'static) {
+        self.cluster.admission().webhook = Some(Arc::new(webhook));
+    }
+
+    /// Limits the number of Jobs in each namespace from now on; see [`KubernetesApiBuilder::quota`].
+    pub fn set_quota(&self, name: impl Into<String>, jobs: usize) {
+        let name = name.into();
+        self.cluster.admission().quota = Some(Quota { name, jobs });
+    }
+
+    /// Takes the limit away again.
+    pub fn remove_quota(&self) {
+        self.cluster.admission().quota = None;
+    }
+
+    /// Lets the next creations of Jobs, so many, lose the race for a quota against others: they are
+    /// answered with a conflict of the ResourceQuota.
+    pub fn race_for_quota(&self, creations: u32) {
+        self.cluster.admission().races = creations;
+    }
+
+    /// Lets a namespace be terminated without an end: what is in it stays, and nothing new comes.
+    pub fn terminate_namespace(&self, name: &str) {
+        let now = self.cluster.now_text();
+        self.modify("namespaces", "", name, |namespace| {
+            namespace["metadata"]["deletionTimestamp"] = json!(now);
+            namespace["status"] = json!({"phase": "Terminating"});
+        });
     }
 
     /// Adds a namespace.

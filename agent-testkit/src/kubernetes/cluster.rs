@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::admission::Admission;
 use super::kinds::KindId;
 use super::node::Node;
 use super::object::{self, Key, Stored, text};
@@ -98,6 +99,7 @@ pub(crate) struct Cluster {
     pub(crate) requests: Requests,
     pub(crate) changes: Changes,
     pub(crate) access: Mutex<Access>,
+    pub(crate) admission: Mutex<Admission>,
     pub(crate) creations: Mutex<Creations>,
     pub(crate) answers: Mutex<BTreeMap<(String, u16), u64>>,
     pub(crate) watches: watch::Sender<WatchOrder>,
@@ -116,6 +118,11 @@ impl Cluster {
 
     pub(crate) fn access(&self) -> MutexGuard<'_, Access> {
         lock(&self.access)
+    }
+
+    /// Not to be held while the webhook is asked, nor while the store is waited for.
+    pub(crate) fn admission(&self) -> MutexGuard<'_, Admission> {
+        lock(&self.admission)
     }
 
     pub(crate) fn creations(&self) -> MutexGuard<'_, Creations> {

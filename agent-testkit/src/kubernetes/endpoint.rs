@@ -1,7 +1,7 @@
 //! The HTTP side: reads requests, applies access rules and faults, answers.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -33,11 +33,7 @@ pub(crate) fn router(cluster: Arc<Cluster>) -> Router {
 async fn serve(State(cluster): State<Arc<Cluster>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(body, LARGEST_BODY).await else {
-        return answer(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "text/plain",
-            "request is too large".into(),
-        );
+        return Refused::too_large(LARGEST_BODY).response();
     };
     let route = route(parts.uri.path());
     let parameters = Parameters::of(&parts.uri);
@@ -67,7 +63,15 @@ async fn serve(State(cluster): State<Arc<Cluster>>, request: Request) -> Respons
     };
     let handle = async {
         let respond = respond(&cluster, &parts, body, &route, &parameters, fault.as_ref());
-        respond.unwrap_or_else(|refused| refused.response())
+        match respond {
+            Ok(response) => response,
+            Err(refused) => {
+                if refused.after > 0 {
+                    tokio::time::sleep(Duration::from_millis(refused.after.into())).await;
+                }
+                refused.response()
+            }
+        }
     };
     // A watch has no half: it is cut by its own stream.
     let outer = fault

@@ -4,6 +4,7 @@
 //! A node plays every Job through a [`Course`] that the test chooses, with the pods, statuses and
 //! events that a real cluster would show.
 
+mod admission;
 mod api;
 mod cluster;
 mod course;
@@ -26,6 +27,7 @@ mod table;
 mod validate;
 mod watch;
 
+pub use admission::Verdict;
 pub use api::{KubernetesApi, KubernetesApiBuilder};
 pub use cluster::{Creation, FLOW_RUN_LABEL};
 pub use course::{Attempt, Course, PodEnd};

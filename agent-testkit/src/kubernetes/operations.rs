@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::admission::Admission;
 use super::cluster::Cluster;
 use super::decode::decode;
 use super::defaults;
@@ -51,10 +52,7 @@ impl Cluster {
         let mut value = decode(kind, body, mode.strict)?;
         check_quantities(kind, &value)?;
         own_namespace(&mut value, namespace)?;
-        if !text(&value, "/metadata/resourceVersion").is_empty() {
-            let message = "resourceVersion should not be set on objects to be created";
-            return Err(Refused::bad_request(message));
-        }
+        self.namespace_takes(kind_id, namespace, text(&value, "/metadata/name"))?;
         let now = self.now_text();
         let uid = {
             let mut store = self.store();
@@ -82,14 +80,31 @@ impl Cluster {
             defaults::job_labels(&mut value);
         }
         let key = Key::of(&value);
+        if kind_id == JOBS {
+            let webhook = self.admission().webhook.clone();
+            if let Some(webhook) = webhook {
+                Admission::ask(&webhook, &value, mode.dry_run)?;
+            }
+        }
         let mut store = self.store();
-        if let Some(namespace) = namespace
-            && store.get(NAMESPACES, &Key::new("", namespace)).is_none()
-        {
-            return Err(Refused::not_found(&KINDS[NAMESPACES], namespace));
+        if kind_id == JOBS {
+            let of_namespace =
+                |job: &&Stored| text(&job.value, "/metadata/namespace") == key.namespace;
+            let mut admission = self.admission();
+            let used = match admission.quota {
+                Some(_) => store.all(JOBS).filter(of_namespace).count(),
+                None => 0,
+            };
+            admission.charge(&key.name, used, mode.dry_run)?;
         }
         if store.get(kind_id, &key).is_some() {
             return Err(Refused::already_exists(kind, &key.name));
+        }
+        // Only the storage looks at it, which a dry run does not reach.
+        let version = text(&value, "/metadata/resourceVersion");
+        if !mode.dry_run && version.parse::<u64>().is_ok_and(|version| version != 0) {
+            let message = "resourceVersion should not be set on objects to be created";
+            return Err(Refused::unexpected(message));
         }
         if mode.dry_run {
             let version = store.version();
@@ -102,6 +117,20 @@ impl Cluster {
         }
         self.changes.mark();
         Ok(stored)
+    }
+
+    /// Refuses an object whose namespace is not there, or is about to go.
+    fn namespace_takes(&self, kind: KindId, namespace: Option<&str>, name: &str) -> Outcome<()> {
+        let Some(namespace) = namespace else {
+            return Ok(());
+        };
+        match self.store().get(NAMESPACES, &Key::new("", namespace)) {
+            None => Err(Refused::not_found(&KINDS[NAMESPACES], namespace)),
+            Some(found) if text(&found.value, "/status/phase") == "Terminating" => {
+                Err(Refused::terminating(&KINDS[kind], name, namespace))
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     pub(crate) fn replace(
@@ -156,6 +185,7 @@ impl Cluster {
                         message: "the server rejected our request due to an error in our request"
                             .to_owned(),
                         details: Some(json!({})),
+                        after: 0,
                     })?;
                 }
                 _ => patch::merge(&mut value, body),

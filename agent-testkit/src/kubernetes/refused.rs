@@ -14,6 +14,8 @@ pub(crate) struct Refused {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
     pub(crate) details: Option<Value>,
+    /// How long the server takes to find that out, in milliseconds.
+    pub(crate) after: u32,
 }
 
 pub(crate) type Outcome<T> = Result<T, Refused>;
@@ -98,6 +100,7 @@ impl Refused {
             reason,
             message,
             details: Some(details),
+            after: 0,
         }
     }
 
@@ -107,6 +110,7 @@ impl Refused {
             reason,
             message: message.into(),
             details: None,
+            after: 0,
         }
     }
 
@@ -215,6 +219,61 @@ impl Refused {
             kind,
             name,
         )
+    }
+
+    /// The namespace takes no new objects.
+    pub(crate) fn terminating(kind: &Kind, name: &str, namespace: &str) -> Self {
+        let why = format!(
+            "unable to create new content in namespace {namespace} because it is being terminated"
+        );
+        let mut refused = Self::forbidden(kind, name, &why);
+        if let Some(details) = &mut refused.details {
+            details["causes"] = json!([{
+                "reason": "NamespaceTerminating",
+                "message": format!("namespace {namespace} is being terminated"),
+                "field": "metadata.namespace",
+            }]);
+        }
+        refused
+    }
+
+    /// Another request has changed what is used of a quota at the same time.
+    pub(crate) fn quota_modified(name: &str) -> Self {
+        let message = format!(
+            "Operation cannot be fulfilled on resourcequotas {name:?}: the object has been modified; please apply your changes to the latest version and try again"
+        );
+        let mut refused = Self::plain(409, "Conflict", message);
+        refused.details = Some(json!({"name": name, "kind": "resourcequotas"}));
+        refused
+    }
+
+    /// A webhook has refused the object.
+    pub(crate) fn denied(code: u16, webhook: &str, why: &str) -> Self {
+        let reason = match code {
+            400 => "BadRequest",
+            403 => "Forbidden",
+            422 => "Invalid",
+            _ => "",
+        };
+        let message = format!("admission webhook {webhook:?} denied the request: {why}");
+        Self::plain(code, reason, message)
+    }
+
+    /// A webhook could not be asked.
+    pub(crate) fn webhook_failed(webhook: &str, address: &str, why: &str) -> Self {
+        let error = format!(
+            "failed calling webhook {webhook:?}: failed to call webhook: Post {address:?}: {why}"
+        );
+        let message = format!("Internal error occurred: {error}");
+        let mut refused = Self::plain(500, "InternalError", message);
+        refused.details = Some(json!({"causes": [{"message": error}]}));
+        refused
+    }
+
+    /// The body has more bytes than the server reads.
+    pub(crate) fn too_large(limit: usize) -> Self {
+        let message = format!("Request entity too large: limit is {limit}");
+        Self::plain(413, "RequestEntityTooLarge", message)
     }
 
     pub(crate) fn expired(message: impl Into<String>) -> Self {

@@ -1,6 +1,8 @@
 //! The Kubernetes API over real HTTP.
 
-use agent_testkit::{Course, Fault, KubernetesApi, Rule};
+use std::time::{Duration, Instant};
+
+use agent_testkit::{Course, Fault, KubernetesApi, Rule, Verdict};
 use hyper::http::Method;
 use serde_json::{Value, json};
 
@@ -116,6 +118,120 @@ async fn refusals_are_status_objects_in_the_servers_words() {
     assert_eq!(mismatch.status, 400);
     assert!(message(&mismatch).contains("does not match the namespace sent on the request"));
     assert_eq!(client.get("/apis/batch/v2/jobs").await.status, 404);
+}
+
+/// The status, the message, the reason and the details of a refusal.
+fn refusal(answer: &Answer) -> (u16, Value, Value, Value) {
+    let status = answer.json();
+    let member = |name: &str| status[name].clone();
+    let members = (member("message"), member("reason"), member("details"));
+    (answer.status, members.0, members.1, members.2)
+}
+
+#[tokio::test]
+async fn a_resource_version_at_creation_is_the_storages_to_refuse() {
+    let (_api, mut client) = idle().await;
+    let mut exported = job("j");
+    exported["metadata"]["resourceVersion"] = json!("12");
+    let dry = format!("{JOBS}?dryRun=All");
+    let dry = client.send(Method::POST, &dry, exported.clone()).await;
+    assert_eq!(dry.status, 201);
+    let refused = create_job(&mut client, exported).await;
+    let message = "resourceVersion should not be set on objects to be created";
+    let expected = (500, json!(message), Value::Null, Value::Null);
+    assert_eq!(refusal(&refused), expected);
+}
+
+#[tokio::test]
+async fn a_quota_limits_jobs_and_is_raced_for() {
+    let api = KubernetesApi::builder().node_off().quota("few", 1).start();
+    let api = api.await.expect("a free port");
+    let mut client = Client::connect(&api.url()).await;
+    api.race_for_quota(1);
+    let raced = create_job(&mut client, job("a")).await;
+    let message = "Operation cannot be fulfilled on resourcequotas \"few\": the object has been modified; please apply your changes to the latest version and try again";
+    let details = json!({"name": "few", "kind": "resourcequotas"});
+    let expected = (409, json!(message), json!("Conflict"), details);
+    assert_eq!(refusal(&raced), expected);
+    assert_eq!(create_job(&mut client, job("a")).await.status, 201);
+    let message = "jobs.batch \"b\" is forbidden: exceeded quota: few, requested: count/jobs.batch=1, used: count/jobs.batch=1, limited: count/jobs.batch=1";
+    let details = json!({"name": "b", "group": "batch", "kind": "jobs"});
+    let expected = (403, json!(message), json!("Forbidden"), details);
+    for query in ["", "?dryRun=All"] {
+        let path = format!("{JOBS}{query}");
+        let exceeded = client.send(Method::POST, &path, job("b")).await;
+        assert_eq!(refusal(&exceeded), expected);
+    }
+    api.remove_quota();
+    assert_eq!(create_job(&mut client, job("b")).await.status, 201);
+}
+
+#[tokio::test]
+async fn an_admission_webhook_decides_on_jobs() {
+    let (api, mut client) = idle().await;
+    api.set_admission(|job, dry_run| match job["metadata"]["name"].as_str() {
+        Some("denied") => Verdict::deny("no such team"),
+        Some("down") => Verdict::Error,
+        Some("slow") => Verdict::Timeout(Duration::from_millis(30)),
+        Some("dry") if dry_run => Verdict::deny("not even dry"),
+        _ => Verdict::Allow,
+    });
+    assert_eq!(create_job(&mut client, job("a")).await.status, 201);
+    let denied = create_job(&mut client, job("denied")).await;
+    let message =
+        "admission webhook \"jobs.admission.testkit.example\" denied the request: no such team";
+    let expected = (403, json!(message), json!("Forbidden"), Value::Null);
+    assert_eq!(refusal(&denied), expected);
+    let began = Instant::now();
+    for (name, why, least) in [
+        ("down", "connect: connection refused", 0),
+        ("slow", "context deadline exceeded", 30),
+    ] {
+        let failed = create_job(&mut client, job(name)).await;
+        assert!(began.elapsed() >= Duration::from_millis(least));
+        let (code, message, reason, details) = refusal(&failed);
+        assert_eq!((code, reason), (500, json!("InternalError")));
+        let message = message.as_str().expect("a text");
+        let error = message.strip_prefix("Internal error occurred: ");
+        assert_eq!(details, json!({"causes": [{"message": error}]}));
+        let begins = "failed calling webhook \"jobs.admission.testkit.example\": failed to call webhook: Post \"https://";
+        let error = error.expect("an internal error");
+        assert!(error.starts_with(begins) && error.ends_with(why), "{error}");
+    }
+    let dry = format!("{JOBS}?dryRun=All");
+    let dry = client.send(Method::POST, &dry, job("dry")).await;
+    assert_eq!(dry.status, 403);
+}
+
+#[tokio::test]
+async fn a_namespace_that_goes_takes_no_jobs_and_one_that_is_not_there_is_named() {
+    let (api, mut client) = idle().await;
+    api.terminate_namespace("default");
+    let refused = create_job(&mut client, job("j")).await;
+    let message = "jobs.batch \"j\" is forbidden: unable to create new content in namespace default because it is being terminated";
+    let details = json!({"name": "j", "group": "batch", "kind": "jobs", "causes": [{
+        "reason": "NamespaceTerminating", "message": "namespace default is being terminated",
+        "field": "metadata.namespace"}]});
+    let expected = (403, json!(message), json!("Forbidden"), details);
+    assert_eq!(refusal(&refused), expected);
+    // What is wrong with the Job itself is found out later.
+    let path = "/apis/batch/v1/namespaces/none/jobs";
+    let refused = client.send(Method::POST, path, json!({})).await;
+    let details = json!({"name": "none", "kind": "namespaces"});
+    let message = json!("namespaces \"none\" not found");
+    let expected = (404, message, json!("NotFound"), details);
+    assert_eq!(refusal(&refused), expected);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_not_read() {
+    let (_api, mut client) = idle().await;
+    let mut large = job("j");
+    large["metadata"]["annotations"] = json!({"a": "x".repeat(3 << 20)});
+    let refused = create_job(&mut client, large).await;
+    let message = json!("Request entity too large: limit is 3145728");
+    let expected = (413, message, json!("RequestEntityTooLarge"), Value::Null);
+    assert_eq!(refusal(&refused), expected);
 }
 
 #[tokio::test]

@@ -167,6 +167,10 @@ pub(super) async fn refusing(server: &mut Server) {
         ("another kind", changed("/kind", json!("Pod"))),
         ("a negative limit", changed("/spec/backoffLimit", json!(-1))),
         ("a list for an object", changed("/spec", json!([]))),
+        (
+            "a resource version",
+            changed("/metadata/resourceVersion", json!("1")),
+        ),
     ] {
         server.step(step, post.clone(), JOBS, job).await;
     }
