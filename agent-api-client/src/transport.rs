@@ -1,7 +1,6 @@
 //! One GraphQL request over HTTP: headers, body, time limits, and what each answer means.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agent_core::backoff::Backoff;
@@ -16,7 +15,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 use url::Url;
 
+use crate::clock::{self, ApiClock};
 use crate::error::{ApiError, Cause};
+use crate::redirects::{self, Misled};
 use crate::state::CORE_VERSION;
 
 /// The largest answer that is read. The API has no paging, so answers of many MB are normal.
@@ -25,8 +26,6 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How much of an unexpected body an error shows.
 const SHOWN: usize = 200;
-/// Clocks that differ by less are taken as equal: the API tells its time in whole seconds.
-const SKEW: i64 = 2_000;
 
 /// The way to the API.
 #[derive(Debug)]
@@ -37,8 +36,7 @@ pub(crate) struct Transport {
     key: Option<SecretString>,
     tenant: OnceLock<String>,
     agent: OnceLock<String>,
-    /// How far the API's clock is ahead of ours, in milliseconds; zero when about equal.
-    ahead: AtomicI64,
+    clock: Mutex<ApiClock>,
 }
 
 /// Who may vouch for the API, and how the agent shows who it is; both in PEM.
@@ -117,6 +115,8 @@ impl Transport {
             .timeout(timeout)
             .connect_timeout(timeout)
             .pool_idle_timeout(Duration::from_secs(60))
+            .referer(false)
+            .redirect(redirects::policy())
             .build()
             .map_err(|error| format!("cannot set up the HTTP client: {}", chain(&error)))?;
         if let Some(key) = &key {
@@ -132,7 +132,7 @@ impl Transport {
             key,
             tenant: OnceLock::new(),
             agent: OnceLock::new(),
-            ahead: AtomicI64::new(0),
+            clock: Mutex::default(),
         })
     }
 
@@ -169,7 +169,12 @@ impl Transport {
 
     /// How far the API's clock is ahead of ours; zero when about equal.
     pub(crate) fn ahead(&self) -> SignedDuration {
-        SignedDuration::from_millis(self.ahead.load(Ordering::Relaxed))
+        self.with_clock(|clock| clock.ahead())
+    }
+
+    /// How far the API's clock is ahead of ours, also where it is not followed.
+    pub(crate) fn clock_differs(&self) -> SignedDuration {
+        self.with_clock(|clock| clock.differs())
     }
 
     /// An error of this API.
@@ -260,8 +265,13 @@ impl Transport {
                 request = request.header("x-prefect-agent-id", agent);
             }
             let response = request.send().await.map_err(broken)?;
-            self.note_clock(response.headers());
-            read(response).await
+            let (date, arrived) = (clock::date(response.headers()), Timestamp::now());
+            let answer = read(response).await?;
+            // Whatever stands before the API may answer as well, with a clock of its own.
+            if let Some(date) = date {
+                self.note_clock(date, arrived);
+            }
+            Ok(answer)
         };
         let began = Instant::now();
         let answer: Result<F, Cause> = answer.await;
@@ -274,30 +284,14 @@ impl Transport {
     }
 
     /// Compares the clocks, so that a run is not started early by a clock that runs ahead.
-    fn note_clock(&self, headers: &HeaderMap) {
-        let Some(theirs) = headers
-            .get(header::DATE)
-            .and_then(|date| date.to_str().ok())
-            .and_then(|date| jiff::fmt::rfc2822::parse(date).ok())
-        else {
-            return;
-        };
-        // The header cuts off the fraction of the second: on average half a second.
-        let ahead = theirs.timestamp().as_millisecond() + 500 - Timestamp::now().as_millisecond();
-        let ahead = if ahead.abs() < SKEW { 0 } else { ahead };
-        let before = self.ahead.swap(ahead, Ordering::Relaxed);
-        if (before == 0) != (ahead == 0) {
-            if ahead == 0 {
-                tracing::info!("The clocks of the API and of this machine agree again");
-            } else {
-                tracing::warn!(
-                    "The clock of the API at {} is {:.1} s {} this machine's; start times follow the API's",
-                    self.shown,
-                    ahead.abs() as f64 / 1000.0,
-                    if ahead > 0 { "ahead of" } else { "behind" },
-                );
-            }
+    fn note_clock(&self, theirs: Timestamp, ours: Timestamp) {
+        if let Some(notice) = self.with_clock(|clock| clock.note(theirs, ours)) {
+            notice.log(&self.shown);
         }
+    }
+
+    fn with_clock<T>(&self, act: impl FnOnce(&mut ApiClock) -> T) -> T {
+        act(&mut self.clock.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -309,6 +303,12 @@ fn bearer(key: &SecretString) -> Option<HeaderValue> {
 
 /// What a failed request means.
 fn broken(error: reqwest::Error) -> Cause {
+    if let Some(misled) = Misled::within(&error) {
+        return Cause::Status {
+            status: misled.status,
+            message: misled.to_string(),
+        };
+    }
     if error.is_timeout() && !error.is_connect() {
         return Cause::Broken("no answer in time".to_owned());
     }
