@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use agent_templates::Scheme;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use secrecy::SecretString;
 
 pub use self::install::InstallArgs;
 pub use self::resources::ResourceArgs;
 pub use self::values::PullPolicy;
-use self::values::{duration, secret, whole_seconds};
+use self::values::{duration, net, secret, whole_seconds};
 
 /// The version, and the commit where it is known.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("AGENT_COMMIT_SUFFIX"));
@@ -239,7 +240,10 @@ pub struct StartArgs {
     /// The only directory whose files flows may name as templates
     #[arg(long, value_name = "DIR", help_heading = "Templates")]
     pub flow_template_dir: Option<PathBuf>,
-    /// Flows may name HTTP templates on loopback and link-local addresses too
+    /// A range of private addresses on which flows may name HTTP templates; may be repeated
+    #[arg(long, value_name = "CIDR", value_parser = net, help_heading = "Templates")]
+    pub allow_flow_template_net: Vec<IpNet>,
+    /// Flows may name HTTP templates on all private addresses, loopback and link-local ones too
     #[arg(long, help_heading = "Templates")]
     pub allow_private_flow_templates: bool,
     /// How long the last copy of a template serves while its store is down

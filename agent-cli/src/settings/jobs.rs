@@ -58,6 +58,7 @@ pub(super) fn templates(args: &StartArgs, cwd: &Path) -> TemplateSettings {
         agent_schemes: schemes(&args.allow_template_scheme, Scheme::all()),
         flow_schemes: schemes(&args.allow_flow_template_scheme, Scheme::for_flows()),
         flow_dir: args.flow_template_dir.as_ref().map(|dir| cwd.join(dir)),
+        flow_nets: args.allow_flow_template_net.clone(),
         flow_private_http: args.allow_private_flow_templates,
         stale_ok: args.template_stale_ok,
         ..TemplateSettings::default()
