@@ -4,6 +4,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agent_core::backoff::Backoff;
+use agent_core::shown::address;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -95,7 +96,7 @@ impl Transport {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| {
-                format!("the API address {url:?} is not an http or https address; set it with --api or PREFECT__CLOUD__API")
+                format!("the API address {:?} is not an http or https address; set it with --api or PREFECT__CLOUD__API", address(url))
             })?;
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             return Err("no crypto provider is installed; call rustls' CryptoProvider::install_default first".to_owned());
@@ -122,12 +123,9 @@ impl Transport {
         if let Some(key) = &key {
             bearer(key).ok_or("the API key holds characters that no key can have; check --key or PREFECT__CLOUD__API_KEY")?;
         }
-        let mut shown = parsed.clone();
-        // Only addresses that cannot hold credentials refuse these.
-        let _ = (shown.set_username(""), shown.set_password(None));
         Ok(Self {
             http,
-            shown: shown.as_str().trim_end_matches('/').to_owned(),
+            shown: address(parsed.as_str()).trim_end_matches('/').to_owned(),
             url: parsed,
             key,
             tenant: OnceLock::new(),
@@ -521,7 +519,7 @@ mod tests {
             Tls::default(),
         )
         .expect("fine");
-        assert_eq!(transport.shown(), "http://host:1/graphql");
+        assert_eq!(transport.shown(), "http://…@host:1/graphql");
         let key = SecretString::from("two\nlines");
         let error =
             Transport::new("http://host", Some(key), timeout, Tls::default()).expect_err("refused");

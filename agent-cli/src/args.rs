@@ -7,7 +7,9 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agent_core::shown::scrub;
 use agent_templates::Scheme;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use secrecy::SecretString;
@@ -38,6 +40,31 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// An error of the command line without what may be a secret: words that belong to no flag, such
+/// as the rest of a value that was not quoted, and credentials in addresses.
+pub fn without_values(mut error: clap::Error) -> clap::Error {
+    let is_stray = matches!(
+        error.kind(),
+        ErrorKind::UnknownArgument | ErrorKind::TooManyValues | ErrorKind::InvalidSubcommand
+    );
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue] {
+        let Some(ContextValue::String(text)) = error.get(kind) else {
+            continue;
+        };
+        let shown = match text.strip_prefix('-') {
+            // The value of a flag that is one is told by its name.
+            Some(_) => text.split('=').next().unwrap_or_default().to_owned(),
+            None if is_stray => "…".to_owned(),
+            None => scrub(text).into_owned(),
+        };
+        if *text != shown {
+            error.insert(kind, ContextValue::String(shown));
+            error.remove(ContextKind::Suggested);
+        }
+    }
+    error
 }
 
 /// What to do.

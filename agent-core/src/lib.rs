@@ -11,6 +11,7 @@
 //! - [`agent`]: the [`Agent`] itself: it polls a source, claims what is due and submits it to a
 //!   backend, until it is told to stop.
 //! - [`observation`]: what a backend sees of its jobs.
+//! - [`shown`]: texts as messages may hold them, without credentials.
 //! - [`backoff`]: pauses between attempts, with jitter.
 //!
 //! Nothing here speaks HTTP or knows Kubernetes: a service embeds the agent by implementing the
@@ -27,6 +28,7 @@ pub mod log;
 mod moment;
 pub mod observation;
 pub mod run_config;
+pub mod shown;
 pub mod source;
 pub mod state;
 pub mod template;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_core::shown;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -41,7 +42,7 @@ pub async fn connect() -> Result<Cluster, String> {
     let mut config = config().await?;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
-    let address = config.cluster_url.to_string();
+    let address = shown::address(&config.cluster_url.to_string());
     let id = id(&config);
     let client = ClientBuilder::try_from(config)
         .map_err(|error| format!("cannot set up a client for the cluster at {address}: {error}"))?
