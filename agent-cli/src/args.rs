@@ -49,13 +49,20 @@ pub fn without_values(mut error: clap::Error) -> clap::Error {
         error.kind(),
         ErrorKind::UnknownArgument | ErrorKind::TooManyValues | ErrorKind::InvalidSubcommand
     );
-    for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue] {
+    // What looks like a command is more useful with its suggestion than without.
+    let is_word = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    for kind in [
+        ContextKind::InvalidArg,
+        ContextKind::InvalidValue,
+        ContextKind::InvalidSubcommand,
+    ] {
         let Some(ContextValue::String(text)) = error.get(kind) else {
             continue;
         };
         let shown = match text.strip_prefix('-') {
             // The value of a flag that is one is told by its name.
             Some(_) => text.split('=').next().unwrap_or_default().to_owned(),
+            None if kind == ContextKind::InvalidSubcommand && is_word(text) => continue,
             None if is_stray => "…".to_owned(),
             None => scrub(text).into_owned(),
         };

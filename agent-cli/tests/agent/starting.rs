@@ -163,3 +163,32 @@ async fn a_key_revoked_later_shows_in_health_and_ends_nothing() {
     agent.signal(Signal::SIGINT);
     assert_eq!(agent.ended().await.0, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_users_name_forges_no_line_of_the_log() {
+    let world = World::new().await;
+    let name = "a\r\n2026-01-01T00:00:00Z  INFO forged\u{1b}[2J";
+    for format in ["text", "json"] {
+        let agent = world.start(&["--name", name, "--log-format", format, "--max-polls", "1"]);
+        let (code, output) = agent.ended().await;
+        assert_eq!(code, Some(0), "{output}");
+        assert!(output.contains("forged"), "{output}");
+        let forged = output.lines().any(|line| line.starts_with("2026-01-01"));
+        assert!(!forged && !output.contains('\u{1b}'), "{output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_in_the_addresses_of_both_sides_are_not_logged() {
+    let world = World::new().await;
+    let kubeconfig = std::fs::read_to_string(world.path().join("kubeconfig")).expect("there");
+    let kubeconfig = kubeconfig.replace("://", "://me:hush@");
+    std::fs::write(world.path().join("kubeconfig"), kubeconfig).expect("written");
+    let api = world.prefect.url().replace("://", "://me:hush@");
+    for format in ["text", "json"] {
+        let args = ["--api", &api, "--log-format", format, "--max-polls", "1"];
+        let (_, output) = world.start(&args).ended().await;
+        assert!(!output.contains("hush"), "{output}");
+        assert!(output.contains("…@127.0.0.1"), "{output}");
+    }
+}
