@@ -7,7 +7,7 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agent_core::shown::scrub;
+use agent_core::shown::{address, scrub};
 use agent_templates::Scheme;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -64,6 +64,8 @@ pub fn without_values(mut error: clap::Error) -> clap::Error {
             Some(_) => text.split('=').next().unwrap_or_default().to_owned(),
             None if kind == ContextKind::InvalidSubcommand && is_word(text) => continue,
             None if is_stray => "…".to_owned(),
+            // It need not be an address to hold what one may hold.
+            None if text.contains(['@', '?']) => address(text),
             None => scrub(text).into_owned(),
         };
         if *text != shown {

@@ -39,7 +39,7 @@ fn run(cli: Cli) -> Result<bool> {
             let settings = resolve(&args)?;
             logging::start(settings.log_level, settings.log_format);
             crypto()?;
-            runtime()?.block_on(start::run(settings))?;
+            on_runtime(start::run(settings))??;
         }
         Command::Render(args) => {
             logging::warnings();
@@ -50,7 +50,7 @@ fn run(cli: Cli) -> Result<bool> {
         Command::Check(args) => {
             logging::errors();
             crypto()?;
-            return runtime()?.block_on(check::run(resolve(&args.start), args.output));
+            return on_runtime(check::run(resolve(&args.start), args.output))?;
         }
         Command::Install(args) => install::run(&args, Purpose::Install, &environment()?, &cwd)?,
         Command::Uninstall(args) => install::run(&args, Purpose::Uninstall, &environment()?, &cwd)?,
@@ -60,12 +60,16 @@ fn run(cli: Cli) -> Result<bool> {
     Ok(true)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs to the end, and waits for nothing else: what blocks may do so for ever.
+fn on_runtime<T>(task: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("the runtime cannot be started")
+        .context("the runtime cannot be started")?;
+    let done = runtime.block_on(task);
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 /// The one crypto provider of all TLS.
