@@ -229,10 +229,10 @@ impl PrefectApi {
         Ok(about.api.and_then(|api| api.version))
     }
 
-    /// How far the API's clock is ahead of this machine's, or behind if negative; zero as long as
-    /// they are about equal, and before the first answer.
+    /// How far the API's clock is ahead of this machine's, or behind if negative, also where that is
+    /// too much to be followed; zero as long as they are about equal, and before the second answer.
     pub fn clock_ahead(&self) -> SignedDuration {
-        self.transport.ahead()
+        self.transport.clock_differs()
     }
 
     /// Whether the API answers this agent.

@@ -9,15 +9,18 @@
 //!   when an answer was lost.
 //! - `transport`: one pooled HTTP client; headers, time limits, retries, and what each answer
 //!   means.
+//! - `clock`, `redirects`: how far the API's clock is believed, and its redirects followed.
 //! - `operations`: the GraphQL operations, checked against `schema.graphql` at compile time.
 //! - `state`, `time`: states and times as Prefect writes them.
 #![warn(missing_docs)]
 
 pub mod client;
+mod clock;
 #[doc(hidden)]
 pub mod decode;
 pub mod error;
 mod operations;
+mod redirects;
 pub mod row;
 mod rows;
 mod source;

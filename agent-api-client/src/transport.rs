@@ -1,10 +1,10 @@
 //! One GraphQL request over HTTP: headers, body, time limits, and what each answer means.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agent_core::backoff::Backoff;
+use agent_core::shown::address;
 use agent_core::{LONGEST_MESSAGE, clip};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -19,7 +19,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use url::Url;
 
+use crate::clock::{self, ApiClock};
 use crate::error::{ApiError, Cause};
+use crate::redirects::{self, Misled};
 use crate::rows::{RawRows, Row, RowKind, read_rows};
 use crate::state::CORE_VERSION;
 
@@ -33,8 +35,6 @@ const LARGE_ANSWERS: usize = 2;
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How much of an unexpected body an error shows.
 const SHOWN: usize = 200;
-/// Clocks that differ by less are taken as equal: the API tells its time in whole seconds.
-const SKEW: i64 = 2_000;
 
 /// The way to the API.
 #[derive(Debug)]
@@ -46,8 +46,7 @@ pub(crate) struct Transport {
     tenant: OnceLock<String>,
     agent: OnceLock<String>,
     large_answers: Semaphore,
-    /// How far the API's clock is ahead of ours, in milliseconds; zero when about equal.
-    ahead: AtomicI64,
+    clock: Mutex<ApiClock>,
 }
 
 /// Who may vouch for the API, and how the agent shows who it is; both in PEM.
@@ -106,7 +105,7 @@ impl Transport {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| {
-                format!("the API address {url:?} is not an http or https address; set it with --api or PREFECT__CLOUD__API")
+                format!("the API address {:?} is not an http or https address; set it with --api or PREFECT__CLOUD__API", address(url))
             })?;
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             return Err("no crypto provider is installed; call rustls' CryptoProvider::install_default first".to_owned());
@@ -126,23 +125,22 @@ impl Transport {
             .timeout(timeout)
             .connect_timeout(timeout)
             .pool_idle_timeout(Duration::from_secs(60))
+            .referer(false)
+            .redirect(redirects::policy())
             .build()
             .map_err(|error| format!("cannot set up the HTTP client: {}", chain(&error)))?;
         if let Some(key) = &key {
             bearer(key).ok_or("the API key holds characters that no key can have; check --key or PREFECT__CLOUD__API_KEY")?;
         }
-        let mut shown = parsed.clone();
-        // Only addresses that cannot hold credentials refuse these.
-        let _ = (shown.set_username(""), shown.set_password(None));
         Ok(Self {
             http,
-            shown: shown.as_str().trim_end_matches('/').to_owned(),
+            shown: address(parsed.as_str()).trim_end_matches('/').to_owned(),
             url: parsed,
             key,
             tenant: OnceLock::new(),
             agent: OnceLock::new(),
             large_answers: Semaphore::new(LARGE_ANSWERS),
-            ahead: AtomicI64::new(0),
+            clock: Mutex::default(),
         })
     }
 
@@ -179,7 +177,12 @@ impl Transport {
 
     /// How far the API's clock is ahead of ours; zero when about equal.
     pub(crate) fn ahead(&self) -> SignedDuration {
-        SignedDuration::from_millis(self.ahead.load(Ordering::Relaxed))
+        self.with_clock(|clock| clock.ahead())
+    }
+
+    /// How far the API's clock is ahead of ours, also where it is not followed.
+    pub(crate) fn clock_differs(&self) -> SignedDuration {
+        self.with_clock(|clock| clock.differs())
     }
 
     /// An error of this API.
@@ -299,8 +302,13 @@ impl Transport {
                 request = request.header("x-prefect-agent-id", agent);
             }
             let response = request.send().await.map_err(broken)?;
-            self.note_clock(response.headers());
-            self.read(response, decode).await
+            let (date, arrived) = (clock::date(response.headers()), Timestamp::now());
+            let answer = self.read(response, decode).await?;
+            // Whatever stands before the API may answer as well, with a clock of its own.
+            if let Some(date) = date {
+                self.note_clock(date, arrived);
+            }
+            Ok(answer)
         };
         let began = Instant::now();
         let answer: Result<T, Cause> = answer.await;
@@ -361,30 +369,14 @@ impl Transport {
     }
 
     /// Compares the clocks, so that a run is not started early by a clock that runs ahead.
-    fn note_clock(&self, headers: &HeaderMap) {
-        let Some(theirs) = headers
-            .get(header::DATE)
-            .and_then(|date| date.to_str().ok())
-            .and_then(|date| jiff::fmt::rfc2822::parse(date).ok())
-        else {
-            return;
-        };
-        // The header cuts off the fraction of the second: on average half a second.
-        let ahead = theirs.timestamp().as_millisecond() + 500 - Timestamp::now().as_millisecond();
-        let ahead = if ahead.abs() < SKEW { 0 } else { ahead };
-        let before = self.ahead.swap(ahead, Ordering::Relaxed);
-        if (before == 0) != (ahead == 0) {
-            if ahead == 0 {
-                tracing::info!("The clocks of the API and of this machine agree again");
-            } else {
-                tracing::warn!(
-                    "The clock of the API at {} is {:.1} s {} this machine's; start times follow the API's",
-                    self.shown,
-                    ahead.abs() as f64 / 1000.0,
-                    if ahead > 0 { "ahead of" } else { "behind" },
-                );
-            }
+    fn note_clock(&self, theirs: Timestamp, ours: Timestamp) {
+        if let Some(notice) = self.with_clock(|clock| clock.note(theirs, ours)) {
+            notice.log(&self.shown);
         }
+    }
+
+    fn with_clock<T>(&self, act: impl FnOnce(&mut ApiClock) -> T) -> T {
+        act(&mut self.clock.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -396,6 +388,12 @@ fn bearer(key: &SecretString) -> Option<HeaderValue> {
 
 /// What a failed request means.
 fn broken(error: reqwest::Error) -> Cause {
+    if let Some(misled) = Misled::within(&error) {
+        return Cause::Status {
+            status: misled.status,
+            message: misled.to_string(),
+        };
+    }
     if error.is_timeout() && !error.is_connect() {
         return Cause::Broken("no answer in time".to_owned());
     }
@@ -592,7 +590,7 @@ mod tests {
             Tls::default(),
         )
         .expect("fine");
-        assert_eq!(transport.shown(), "http://host:1/graphql");
+        assert_eq!(transport.shown(), "http://…@host:1/graphql");
         let key = SecretString::from("two\nlines");
         let error =
             Transport::new("http://host", Some(key), timeout, Tls::default()).expect_err("refused");

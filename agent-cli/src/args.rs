@@ -7,14 +7,17 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agent_core::shown::{address, scrub};
 use agent_templates::Scheme;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use secrecy::SecretString;
 
 pub use self::install::InstallArgs;
 pub use self::resources::ResourceArgs;
 pub use self::values::PullPolicy;
-use self::values::{duration, secret, whole_seconds};
+use self::values::{duration, net, secret, whole_seconds};
 
 /// The version, and the commit where it is known.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("AGENT_COMMIT_SUFFIX"));
@@ -37,6 +40,40 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// An error of the command line without what may be a secret: words that belong to no flag, such
+/// as the rest of a value that was not quoted, and credentials in addresses.
+pub fn without_values(mut error: clap::Error) -> clap::Error {
+    let is_stray = matches!(
+        error.kind(),
+        ErrorKind::UnknownArgument | ErrorKind::TooManyValues | ErrorKind::InvalidSubcommand
+    );
+    // What looks like a command is more useful with its suggestion than without.
+    let is_word = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    for kind in [
+        ContextKind::InvalidArg,
+        ContextKind::InvalidValue,
+        ContextKind::InvalidSubcommand,
+    ] {
+        let Some(ContextValue::String(text)) = error.get(kind) else {
+            continue;
+        };
+        let shown = match text.strip_prefix('-') {
+            // The value of a flag that is one is told by its name.
+            Some(_) => text.split('=').next().unwrap_or_default().to_owned(),
+            None if kind == ContextKind::InvalidSubcommand && is_word(text) => continue,
+            None if is_stray => "…".to_owned(),
+            // It need not be an address to hold what one may hold.
+            None if text.contains(['@', '?']) => address(text),
+            None => scrub(text).into_owned(),
+        };
+        if *text != shown {
+            error.insert(kind, ContextValue::String(shown));
+            error.remove(ContextKind::Suggested);
+        }
+    }
+    error
 }
 
 /// What to do.
@@ -239,7 +276,10 @@ pub struct StartArgs {
     /// The only directory whose files flows may name as templates
     #[arg(long, value_name = "DIR", help_heading = "Templates")]
     pub flow_template_dir: Option<PathBuf>,
-    /// Flows may name HTTP templates on loopback and link-local addresses too
+    /// A range of private addresses on which flows may name HTTP templates; may be repeated
+    #[arg(long, value_name = "CIDR", value_parser = net, help_heading = "Templates")]
+    pub allow_flow_template_net: Vec<IpNet>,
+    /// Flows may name HTTP templates on all private addresses, loopback and link-local ones too
     #[arg(long, help_heading = "Templates")]
     pub allow_private_flow_templates: bool,
     /// How long the last copy of a template serves while its store is down

@@ -12,6 +12,35 @@ use crate::python;
 /// The process environment, as text.
 pub type Environment = HashMap<String, String>;
 
+/// The variables that the agent reads, or the libraries that it talks through, besides those with
+/// a prefix of [`PREFIXES`].
+const VARIABLES: [&str; 17] = [
+    "CURL_CA_BUNDLE",
+    "DELETE_FINISHED_JOBS",
+    "FLOW_RUN_KEY_SECRET",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "HOME",
+    "IMAGE_PULL_POLICY",
+    "IMAGE_PULL_SECRETS",
+    "KUBECONFIG",
+    "KUBERNETES_SERVICE_HOST",
+    "KUBERNETES_SERVICE_PORT",
+    "NAMESPACE",
+    "REQUESTS_CA_BUNDLE",
+    "RUST_LOG",
+    "SERVICE_ACCOUNT_NAME",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "STORAGE_EMULATOR_HOST",
+];
+const PREFIXES: [&str; 3] = ["PREFECT_", "JOB_", "AWS_"];
+
+/// Whether a variable is one that the agent reads.
+pub fn is_read(name: &str) -> bool {
+    let is_proxy = name.to_ascii_lowercase().ends_with("_proxy");
+    is_proxy || VARIABLES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// What Prefect sets when nobody else does.
 const DEFAULTS: &[(&str, &str)] = &[
     ("backend", "cloud"),

@@ -1,5 +1,7 @@
 //! The HTTP endpoint of the agent: `/api/health`, `/api/live`, `/api/poke` and `/metrics`.
 
+mod places;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +19,16 @@ use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
+
+use self::places::Places;
 
 /// How old the last answer of the API may be. The longest pause between polls is 10 s, and one
 /// poll may retry for 30 s.
 const LATELY: Duration = Duration::from_secs(60);
 
+/// The shortest time between polls that somebody asked for.
+const POKES: Duration = Duration::from_secs(1);
 /// Connections at the same time: probes, a scraper or two, a person.
 const CONNECTIONS: usize = 64;
 /// How long the headers of a request may take, how large they may be, and how long a connection may
@@ -36,6 +42,7 @@ const CONNECTION: Duration = Duration::from_secs(60);
 struct Told {
     health: AgentHealth,
     metrics: PrometheusHandle,
+    poked: Arc<Notify>,
 }
 
 /// Serves the endpoint until the process ends.
@@ -51,25 +58,39 @@ pub async fn serve(
         .await
         .with_context(|| format!("cannot listen at the agent address {address}"))?;
     tracing::info!("Agent API listening on http://{}", listener.local_addr()?);
+    let poked = Arc::new(Notify::new());
+    tokio::spawn(pass_on(poked.clone(), health.clone()));
+    let told = Told {
+        health,
+        metrics,
+        poked,
+    };
     let router = Router::new()
         .route("/api/health", get(check))
         .route("/api/live", get(alive))
         .route("/api/poke", get(poke))
         .route("/metrics", get(exposition))
-        .with_state(Told { health, metrics });
+        .with_state(told);
     tokio::spawn(accept(listener, router));
     Ok(())
 }
 
-/// Answers connections, so many at a time; the others wait to be accepted.
-async fn accept(listener: TcpListener, router: Router) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+/// Passes pokes on, at most one a second: all that come meanwhile are one, and none is lost.
+async fn pass_on(poked: Arc<Notify>, health: AgentHealth) {
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        poked.notified().await;
+        health.poke();
+        tokio::time::sleep(POKES).await;
+    }
+}
+
+/// Answers connections. Whoever comes is let in, if need be in place of another: a probe that has
+/// to wait has failed.
+async fn accept(listener: TcpListener, router: Router) {
+    let places = Places::new(CONNECTIONS);
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, for instance: that passes.
                 tracing::warn!("The agent API cannot accept a connection: {error}");
@@ -77,16 +98,19 @@ async fn accept(listener: TcpListener, router: Router) {
                 continue;
             }
         };
+        let place = places.take(peer.ip()).await;
         let service = TowerToHyperService::new(router.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS)
             .max_buf_size(LARGEST_HEADERS)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(place.watched(stream)), service);
         tokio::spawn(async move {
             // What a client does wrong, or too slowly, ends its connection.
-            let _ = tokio::time::timeout(CONNECTION, connection).await;
-            drop(place);
+            tokio::select! {
+                _ = tokio::time::timeout(CONNECTION, connection) => {}
+                () = place.needed() => {}
+            }
         });
     }
 }
@@ -127,7 +151,7 @@ async fn alive(State(told): State<Told>) -> impl IntoResponse {
 }
 
 async fn poke(State(told): State<Told>) {
-    told.health.poke();
+    told.poked.notify_one();
 }
 
 async fn exposition(State(told): State<Told>) -> impl IntoResponse {

@@ -147,7 +147,8 @@ fn address(api: &str) -> Result<String> {
         Url::parse(api).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     ensure!(
         sound,
-        "--api {api:?} is not an http or https address, such as http://apollo:4200"
+        "--api {:?} is not an http or https address, such as http://apollo:4200",
+        agent_core::shown::address(api)
     );
     Ok(api.to_owned())
 }

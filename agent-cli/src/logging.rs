@@ -1,6 +1,12 @@
 //! The agent's own log: text for people, JSON for machines.
 
+use std::fmt::{self, Write as _};
+use std::io::{self, Write};
+
+use agent_core::shown::{one_line, scrub};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
 
 use crate::args::{Level, LogFormat};
 
@@ -31,11 +37,14 @@ pub fn start(level: Level, format: LogFormat) {
         directives.push_str(&format!(",{name}={ours}"));
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Scrubbed(io::stdout()));
     match format {
         LogFormat::Text => {
             let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
             builder
+                .fmt_fields(fields())
                 .with_ansi(colours(terminal))
                 .with_target(false)
                 .init();
@@ -59,10 +68,51 @@ pub fn warnings() {
     to_stderr(&format!("warn,{TOLD_ELSEWHERE}"));
 }
 
+/// Writes fields as ever, but each on the line of its event.
+fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
+    debug_fn(|writer: &mut Writer<'_>, field, value| {
+        match (field.name(), writer.has_ansi_escapes()) {
+            ("message", _) => {}
+            (name, true) => write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?,
+            (name, false) => write!(writer, "{name}=")?,
+        }
+        write!(OneLine(writer), "{value:?}")
+    })
+    .delimited(" ")
+}
+
+/// Escapes what would end a line or make it look like another one.
+struct OneLine<W>(W);
+
+impl<W: fmt::Write> fmt::Write for OneLine<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write_str(&one_line(text))
+    }
+}
+
+/// Writes lines in which no address holds credentials.
+struct Scrubbed<W>(W);
+
+impl<W: Write> Write for Scrubbed<W> {
+    /// Takes a whole event, as the subscriber writes it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) => self.0.write_all(scrub(text).as_bytes())?,
+            Err(_) => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 fn to_stderr(directives: &str) {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(directives))
-        .with_writer(std::io::stderr)
+        .fmt_fields(fields())
+        .with_writer(|| Scrubbed(io::stderr()))
         .with_ansi(false)
         .with_target(false)
         .without_time()

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_api_client::PrefectApi;
-use agent_core::{Agent, FlowRunSource};
-use agent_k8s::{KubernetesBackend, Manifests};
+use agent_core::{Agent, FlowRunSource, Registration};
+use agent_k8s::{Cluster, KubernetesBackend, Manifests};
 use agent_templates::Templates;
 use anyhow::{Context, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,16 +18,18 @@ use crate::{endpoint, metrics};
 /// # Errors
 /// One sentence when the cluster or the API cannot be used, before anything is deployed.
 pub async fn run(mut settings: Settings) -> Result<()> {
-    let shutdown = signals()?;
+    let mut shutdown = Box::pin(signals()?);
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let cluster = agent_k8s::connect().await.map_err(|error| anyhow!(error))?;
-    let mut api = settings.api()?;
-    api.place = Some(format!("{} in {}", settings.namespace, cluster.id));
-    let api = PrefectApi::new(api).map_err(|error| anyhow!(error))?;
-    let api = Arc::new(api);
-    let registration = api.register().await?;
+    let begun = tokio::select! {
+        begun = connect(&settings) => begun?,
+        () = &mut shutdown => {
+            tracing::info!("The agent has stopped");
+            return Ok(());
+        }
+    };
+    let (cluster, api, registration) = begun;
     settings.manifest.tenant_id = registration.tenant.clone();
     tracing::info!(
         api = registration.address,
@@ -87,6 +89,16 @@ fn journal(agent_id: &str) -> Option<PathBuf> {
         Some(PathBuf::from(home).join(".prefect").join("agent-state"))
     })?;
     Some(folder.join(agent_id))
+}
+
+/// Connects to both sides.
+async fn connect(settings: &Settings) -> Result<(Cluster, Arc<PrefectApi>, Registration)> {
+    let cluster = agent_k8s::connect().await.map_err(|error| anyhow!(error))?;
+    let mut api = settings.api()?;
+    api.place = Some(format!("{} in {}", settings.namespace, cluster.id));
+    let api = PrefectApi::new(api).map_err(|error| anyhow!(error))?;
+    let registration = api.register().await?;
+    Ok((cluster, Arc::new(api), registration))
 }
 
 /// The name of the Lease that is held by the replica which supervises the Jobs of a tenant, and

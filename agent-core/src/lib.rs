@@ -11,6 +11,7 @@
 //! - [`agent`]: the [`Agent`] itself: it polls a source, claims what is due and submits it to a
 //!   backend, until it is told to stop.
 //! - [`observation`]: what a backend sees of its jobs.
+//! - [`shown`]: texts as messages may hold them, without credentials.
 //! - [`backoff`]: pauses between attempts, with jitter.
 //! - [`text`]: [`clip`], which cuts what others wrote to the length of a message.
 //!
@@ -28,6 +29,7 @@ pub mod log;
 mod moment;
 pub mod observation;
 pub mod run_config;
+pub mod shown;
 pub mod source;
 pub mod state;
 pub mod template;

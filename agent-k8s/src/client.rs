@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
+use agent_core::shown;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use crate::bounded::Bounded;
 use crate::counted::Counted;
+use crate::credentials::{self, Credentials};
 
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long the kubeconfig's user may take to be made out.
+const SET_UP: Duration = Duration::from_secs(30);
 
 /// How long a connection may be silent while an answer is awaited. The API server says something on
 /// every watch about once a minute, so a longer silence means that the connection is dead.
@@ -41,13 +47,12 @@ pub async fn connect() -> Result<Cluster, String> {
     let mut config = config().await?;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
-    let address = config.cluster_url.to_string();
+    let address = shown::address(&config.cluster_url.to_string());
     let id = id(&config);
-    let client = ClientBuilder::try_from(config)
-        .map_err(|error| format!("cannot set up a client for the cluster at {address}: {error}"))?
-        .with_layer(&Bounded)
-        .with_layer(&Counted)
-        .build();
+    let credentials = Credentials::take(&mut config.auth_info).await;
+    let credentials =
+        credentials.map_err(|error| format!("the cluster at {address} cannot be used: {error}"))?;
+    let client = set_up(config, credentials, &address).await?;
     let asked = tokio::time::timeout(CONNECT, client.apiserver_version()).await;
     let version = match asked {
         Ok(Ok(version)) => version.git_version,
@@ -70,6 +75,29 @@ pub async fn connect() -> Result<Cluster, String> {
         id,
         version,
     })
+}
+
+/// Sets up a client. An authentication provider of old may run a program meanwhile.
+async fn set_up(config: Config, credentials: Credentials, address: &str) -> Result<Client, String> {
+    let provider = config.auth_info.auth_provider.as_ref();
+    let provider = provider.map_or_else(String::new, |provider| {
+        format!(
+            ", for the authentication provider {} does not answer",
+            provider.name
+        )
+    });
+    let build = tokio::task::spawn_blocking(move || ClientBuilder::try_from(config));
+    let cannot = format!("cannot set up a client for the cluster at {address}");
+    match tokio::time::timeout(SET_UP, build).await {
+        Ok(Ok(Ok(builder))) => Ok(builder
+            .with_layer(&credentials)
+            .with_layer(&Bounded)
+            .with_layer(&Counted)
+            .build()),
+        Ok(Ok(Err(error))) => Err(format!("{cannot}: {error}")),
+        Ok(Err(_)) => Err(format!("{cannot}: its user cannot be made out")),
+        Err(_) => Err(format!("{cannot} within {} s{provider}", SET_UP.as_secs())),
+    }
 }
 
 /// Tells a cluster by the authority that vouches for it, which is its own as a rule, and by the path,
@@ -96,12 +124,42 @@ async fn config() -> Result<Config, String> {
             .map_err(|error| format!("cannot use the cluster this process runs in: {error}"));
     }
     let nowhere = "no cluster is configured: not inside one, and";
-    let kubeconfig = Kubeconfig::read().map_err(|error| {
+    let mut kubeconfig = Kubeconfig::read().map_err(|error| {
         format!("{nowhere} there is no usable kubeconfig ({error}); set KUBECONFIG or create ~/.kube/config")
     })?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+    tidy(&mut kubeconfig);
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
-        .map_err(|error| format!("the kubeconfig cannot be used: {error}"))
+        .map_err(|error| format!("the kubeconfig cannot be used: {error}"))?;
+    if let Some(token) = &config.auth_info.token {
+        credentials::header(token, "the kubeconfig's user")?;
+    }
+    Ok(config)
+}
+
+/// Removes the line breaks that pasting leaves behind tokens and within certificates.
+fn tidy(kubeconfig: &mut Kubeconfig) {
+    let joined = |text: &str| text.split_whitespace().collect::<String>();
+    for cluster in &mut kubeconfig.clusters {
+        let cluster = cluster.cluster.as_mut();
+        if let Some(data) = cluster.and_then(|it| it.certificate_authority_data.as_mut()) {
+            *data = joined(data);
+        }
+    }
+    for user in &mut kubeconfig.auth_infos {
+        let Some(user) = &mut user.auth_info else {
+            continue;
+        };
+        if let Some(token) = &mut user.token {
+            *token = SecretString::from(token.expose_secret().trim());
+        }
+        if let Some(data) = &mut user.client_certificate_data {
+            *data = joined(data);
+        }
+        if let Some(data) = &mut user.client_key_data {
+            *data = SecretString::from(joined(data.expose_secret()));
+        }
+    }
 }
 
 #[cfg(test)]

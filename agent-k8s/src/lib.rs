@@ -2,6 +2,7 @@
 //!
 //! - [`access`]: what the agent may do, and the Role for it.
 //! - [`client`]: the way to the cluster.
+//! - `credentials`, `plugin`: tokens that change, and the programs that print them.
 //! - [`install`]: the agent's own objects in a cluster.
 //! - [`manifest`]: the Job for a flow run, a pure function of template, run config and settings.
 //! - [`backend`]: [`KubernetesBackend`], which creates Jobs and finds those that exist.
@@ -21,6 +22,7 @@ pub mod backend;
 mod bounded;
 pub mod client;
 mod counted;
+mod credentials;
 mod error;
 pub mod install;
 mod lease;
@@ -28,6 +30,7 @@ pub mod manifest;
 mod observe;
 mod output;
 mod pages;
+mod plugin;
 pub mod probe;
 mod reads;
 mod weight;

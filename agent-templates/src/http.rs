@@ -32,7 +32,10 @@ impl HttpTemplates {
     /// Web servers as these settings want them. A rustls crypto provider must be installed before
     /// the first template is read.
     pub fn new(settings: &TemplateSettings) -> Self {
-        let guard = (!settings.flow_private_http).then(Guard::default);
+        let guard = (!settings.flow_private_http).then(|| Guard {
+            open: settings.flow_nets.clone(),
+            ..Guard::default()
+        });
         Self::guarded(settings, guard)
     }
 
@@ -43,7 +46,13 @@ impl HttpTemplates {
             Box::pin(async { Err(std::io::Error::other("no such name")) })
         };
         let guard = Guard {
-            judge: |_| Some("out of reach"),
+            judge: |_| {
+                Some(guard::Closed {
+                    kind: "out of reach",
+                    opened_within: None,
+                })
+            },
+            open: Vec::new(),
             lookup: Arc::new(lookup),
         };
         Self::guarded(settings, Some(guard))

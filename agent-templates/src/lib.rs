@@ -39,4 +39,5 @@ pub use place::LARGEST;
 pub use s3::S3Templates;
 pub use scheme::{Scheme, UnknownScheme};
 pub use settings::TemplateSettings;
+pub use shown::shown as location;
 pub use templates::Templates;

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::Scheme;
 
 /// Where templates may be read from, by whom, and how patiently.
@@ -21,8 +23,12 @@ pub struct TemplateSettings {
     /// relative paths of flows start there, plain paths, `file:` and `local:` are allowed below
     /// it, and paths or symbolic links that leave it are refused, `agent:` included.
     pub flow_dir: Option<PathBuf>,
-    /// Whether flows may name HTTP addresses that are loopback, link-local, unspecified or a
-    /// cloud's metadata service, and whether their requests may go through the system's proxy,
+    /// Ranges that flows may name HTTP addresses of although they are private or reserved
+    /// (`--allow-flow-template-net`); none by default. Loopback, link-local addresses and a cloud's
+    /// metadata service are opened only by a range that lies within theirs.
+    pub flow_nets: Vec<IpNet>,
+    /// Whether flows may name HTTP addresses that are private, reserved, loopback, link-local,
+    /// unspecified or a cloud's metadata service, and whether their requests may go through the system's proxy,
     /// where such addresses cannot be told. Off by default.
     pub flow_private_http: bool,
     /// How long after a store last confirmed a template the copy at hand serves when the store
@@ -44,6 +50,7 @@ impl Default for TemplateSettings {
             agent_schemes: Scheme::all(),
             flow_schemes: Scheme::for_flows(),
             flow_dir: None,
+            flow_nets: Vec::new(),
             flow_private_http: false,
             stale_ok: Duration::from_secs(5 * 60),
             fresh_for: Duration::from_secs(1),

@@ -1,54 +1,19 @@
 //! Locations as messages may hold them: no credentials, no query, no control characters.
 
 use agent_core::TemplateLocation;
+use agent_core::shown::address;
+pub(crate) use agent_core::shown::printable;
 
 use crate::Scheme;
 
-/// The longest text that a message repeats, in characters.
-const LONGEST: usize = 1000;
-
 /// A location without what may be secret: the query, the fragment, and a user before the host.
-pub(crate) fn shown(location: &str) -> String {
+pub fn shown(location: &str) -> String {
     let scheme = TemplateLocation::parse(location).scheme;
     let is_file = scheme.is_empty() || scheme.parse().is_ok_and(Scheme::is_file);
-    if is_file {
-        return printable(location);
+    match is_file && !location.contains("://") {
+        true => printable(location),
+        false => address(location),
     }
-    let rest = &location[scheme.len() + 1..];
-    let (rest, query) = match rest.find(['?', '#']) {
-        Some(end) => (&rest[..end], &rest[end..=end]),
-        None => (rest, ""),
-    };
-    let host = rest.len() - rest.trim_start_matches(['/', '\\']).len();
-    let end = rest[host..]
-        .find(['/', '\\'])
-        .map_or(rest.len(), |n| n + host);
-    let user = rest[host..end].rfind('@').map(|at| host + at);
-    let hidden = |present: bool| if present { "…" } else { "" };
-    printable(&format!(
-        "{}:{}{}{}{query}{}",
-        &location[..scheme.len()],
-        &rest[..host],
-        hidden(user.is_some()),
-        &rest[user.unwrap_or(host)..],
-        hidden(!query.is_empty()),
-    ))
-}
-
-/// A text of which each line of a log holds a whole.
-pub(crate) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(LONGEST));
-    for (count, c) in text.chars().enumerate() {
-        match c {
-            _ if count == LONGEST => {
-                shown.push('…');
-                break;
-            }
-            c if c.is_control() => shown.extend(c.escape_default()),
-            c => shown.push(c),
-        }
-    }
-    shown
 }
 
 #[cfg(test)]
@@ -82,6 +47,5 @@ mod tests {
         ] {
             assert_eq!(shown(location), expected);
         }
-        assert_eq!(shown(&"ä".repeat(5000)).chars().count(), LONGEST + 1);
     }
 }

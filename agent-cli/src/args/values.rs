@@ -2,9 +2,11 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use ipnet::IpNet;
 use secrecy::SecretString;
 
 /// The suffixes of Kubernetes quantities.
@@ -43,6 +45,13 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// What is never shown.
 pub(super) fn secret(text: &str) -> Result<SecretString, Infallible> {
     Ok(SecretString::from(text))
+}
+
+/// A range of addresses, or one address.
+pub(super) fn net(text: &str) -> Result<IpNet, String> {
+    let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    let net = text.parse().ok().or_else(one);
+    net.ok_or_else(|| "use a range such as 10.20.0.0/16 or fd12:3456::/32".to_owned())
 }
 
 /// A Kubernetes quantity: a number, and a suffix or an exponent.
@@ -89,6 +98,20 @@ mod tests {
         }
         for bad in ["", "5", "soon", "-5m", "1 month"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ranges_may_be_one_address() {
+        for (text, shown) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.1.2.3", "10.1.2.3/32"),
+            ("::1", "::1/128"),
+        ] {
+            assert_eq!(net(text).map(|net| net.to_string()), Ok(shown.to_owned()));
+        }
+        for bad in ["", "10.0.0.0/33", "flows", "10.0.0.0-10.0.0.9"] {
+            assert!(net(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! What was found, for people and for programs.
 
+use agent_core::shown::{cut, one_line, scrub};
 use agent_k8s::yaml;
 use serde_json::{Value, json};
 
@@ -68,11 +69,12 @@ impl Report {
         detail: String,
         remedy: Option<String>,
     ) {
+        let shown = |text: &str| one_line(&cut(&scrub(text))).into_owned();
         self.lines.push(Line {
             name,
             verdict,
-            detail,
-            remedy,
+            detail: shown(&detail),
+            remedy: remedy.map(|remedy| shown(&remedy)),
         });
     }
 

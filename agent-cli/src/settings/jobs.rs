@@ -58,6 +58,7 @@ pub(super) fn templates(args: &StartArgs, cwd: &Path) -> TemplateSettings {
         agent_schemes: schemes(&args.allow_template_scheme, Scheme::all()),
         flow_schemes: schemes(&args.allow_flow_template_scheme, Scheme::for_flows()),
         flow_dir: args.flow_template_dir.as_ref().map(|dir| cwd.join(dir)),
+        flow_nets: args.allow_flow_template_net.clone(),
         flow_private_http: args.allow_private_flow_templates,
         stale_ok: args.template_stale_ok,
         ..TemplateSettings::default()
@@ -125,8 +126,23 @@ fn flow_env(from: &mut Sources<'_>, args: &StartArgs) -> Result<Vec<(String, Str
 pub(crate) fn pair_of(pair: &str) -> Result<(String, String)> {
     let (name, value) = pair
         .split_once('=')
-        .with_context(|| format!("--env {pair:?} has no `=`; use --env NAME=VALUE"))?;
+        .with_context(|| match plausible_name(pair) {
+            Some(name) => format!("--env {name} has no `=` behind the name; use --env NAME=VALUE"),
+            None => "an --env has no `=`; use --env NAME=VALUE".to_owned(),
+        })?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// What stands first, if it looks like a variable's name; what does not may be a value.
+fn plausible_name(pair: &str) -> Option<&str> {
+    /// Longer ones are rather keys.
+    const LONGEST: usize = 40;
+    let is_inner = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let end = pair.find(|c: char| !is_inner(c)).unwrap_or(pair.len());
+    let (name, rest) = pair.split_at(end);
+    let is_name = name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_');
+    let is_whole = rest.is_empty() || rest.starts_with([' ', '\t', ':']);
+    (is_name && is_whole && name.len() <= LONGEST).then_some(name)
 }
 
 fn configured_env(config: &Config, key: &str) -> Result<Given<Vec<(String, String)>>> {

@@ -260,10 +260,9 @@ fn log_level(from: &mut Sources<'_>, args: &StartArgs) -> Result<Level> {
 
 /// Where to listen, from an address in URL form; without a host, on all interfaces.
 fn listen_address(address: &str) -> Result<SocketAddr> {
+    let shown = agent_core::shown::address(address);
     let wrong = || {
-        format!(
-            "Must specify port in agent address: {address:?} is not of the form http://HOST:PORT"
-        )
+        format!("Must specify port in agent address: {shown:?} is not of the form http://HOST:PORT")
     };
     let (_, rest) = address.split_once("://").with_context(wrong)?;
     let (host, port) = rest
@@ -278,7 +277,7 @@ fn listen_address(address: &str) -> Result<SocketAddr> {
         .to_socket_addrs()
         .ok()
         .and_then(|mut found| found.next())
-        .with_context(|| format!("the host in the agent address {address:?} is not known"))
+        .with_context(|| format!("the host in the agent address {shown:?} is not known"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Where settings are found: flags, variables, configuration; and what came of each.
 
+use agent_core::shown::{address, scrub};
+use agent_templates::location;
+
 use crate::config::{Config, Origin};
 
 /// One setting as it takes effect.
@@ -26,7 +29,7 @@ impl Sources<'_> {
     pub(super) fn record(&mut self, name: &'static str, value: impl Into<String>, origin: Origin) {
         self.effective.push(Effective {
             name,
-            value: value.into(),
+            value: shown(name, &value.into()),
             origin,
         });
     }
@@ -76,6 +79,15 @@ impl Sources<'_> {
             Some((value, origin)) => self.record(name, value, origin.clone()),
             None => self.record(name, otherwise, Origin::Default),
         }
+    }
+}
+
+/// The value of a setting as it may be shown: addresses without credentials.
+fn shown(name: &str, value: &str) -> String {
+    match name {
+        "cloud.api" | "cloud.agent.agent_address" => address(value),
+        "--job-template" | "--job-patch" => location(value),
+        _ => scrub(value).into_owned(),
     }
 }
 

@@ -108,19 +108,25 @@ async fn clients_that_are_slow_or_send_too_much_keep_nobody_else_out() {
         .await;
     let address = endpoint.address();
     let mut slow = Vec::new();
-    for _ in 0..100 {
+    for nth in 0..300 {
         let mut stream = tokio::net::TcpStream::connect(&address)
             .await
             .expect("it listens");
-        stream
-            .write_all(b"GET /api/health HTTP/1.1\r\n")
-            .await
-            .expect("sent");
+        // Some say nothing, some begin, some never read the answer.
+        let begun = [
+            "",
+            "GET /api/health HTTP/1.1\r\n",
+            "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        ][nth % 3];
+        let _ = stream.write_all(begun.as_bytes()).await;
         slow.push(stream);
+        if nth % 50 == 0 || nth == 299 {
+            let asked = std::time::Instant::now();
+            assert_eq!(endpoint.get("/api/health").await.0, 200);
+            // A probe's time limit is one second by default.
+            assert!(asked.elapsed() < std::time::Duration::from_secs(1));
+        }
     }
-    let asked = std::time::Instant::now();
-    assert_eq!(endpoint.get("/api/health").await.0, 200);
-    assert!(asked.elapsed() < std::time::Duration::from_secs(20));
     let mut large = tokio::net::TcpStream::connect(&address)
         .await
         .expect("it listens");
@@ -135,4 +141,26 @@ async fn clients_that_are_slow_or_send_too_much_keep_nobody_else_out() {
         "{answer}"
     );
     assert_eq!(endpoint.get("/api/health").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pokes_make_one_poll_a_second_however_many_there_are() {
+    let world = World::new().await;
+    let (agent, endpoint) = world.start_with_endpoint(&[]);
+    endpoint
+        .is(&agent, |health| health.get("reason").is_none())
+        .await;
+    let polls = || world.prefect.request_count("get_runs_in_queue");
+    let (before, began) = (polls(), std::time::Instant::now());
+    for _ in 0..300 {
+        assert_eq!(endpoint.get("/api/poke").await.0, 200);
+    }
+    let most = before + began.elapsed().as_secs() + 5;
+    assert!(polls() <= most, "{} > {most}", polls());
+    // The last one is not lost: the pauses of an idle agent get longer.
+    let last = polls();
+    let polled = world
+        .prefect
+        .wait_until(std::time::Duration::from_secs(2), |_| polls() > last);
+    assert!(polled.await.is_ok(), "{}", agent.output());
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use agent_testkit::faults::{Fault, Rule};
 use agent_testkit::prefect::Auth;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -162,4 +162,107 @@ async fn a_key_revoked_later_shows_in_health_and_ends_nothing() {
     assert!(polled.is_ok(), "{}", agent.output());
     agent.signal(Signal::SIGINT);
     assert_eq!(agent.ended().await.0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_users_name_forges_no_line_of_the_log() {
+    let world = World::new().await;
+    let name = "a\r\n2026-01-01T00:00:00Z  INFO forged\u{1b}[2J";
+    for format in ["text", "json"] {
+        let agent = world.start(&["--name", name, "--log-format", format, "--max-polls", "1"]);
+        let (code, output) = agent.ended().await;
+        assert_eq!(code, Some(0), "{output}");
+        assert!(output.contains("forged"), "{output}");
+        let forged = output.lines().any(|line| line.starts_with("2026-01-01"));
+        assert!(!forged && !output.contains('\u{1b}'), "{output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_in_the_addresses_of_both_sides_are_not_logged() {
+    let world = World::new().await;
+    let kubeconfig = std::fs::read_to_string(world.path().join("kubeconfig")).expect("there");
+    let kubeconfig = kubeconfig.replace("://", "://me:hush@");
+    std::fs::write(world.path().join("kubeconfig"), kubeconfig).expect("written");
+    let api = world.prefect.url().replace("://", "://me:hush@");
+    for format in ["text", "json"] {
+        let args = ["--api", &api, "--log-format", format, "--max-polls", "1"];
+        let (_, output) = world.start(&args).ended().await;
+        assert!(!output.contains("hush"), "{output}");
+        assert!(output.contains("…@127.0.0.1"), "{output}");
+    }
+}
+
+/// Gives the user of the kubeconfig these credentials in place of its own.
+fn user(world: &World, user: Value) {
+    let path = world.path().join("kubeconfig");
+    let kubeconfig = std::fs::read(&path).expect("there");
+    let mut kubeconfig: Value = serde_yaml::from_slice(&kubeconfig).expect("YAML");
+    kubeconfig["users"][0]["user"] = user;
+    std::fs::write(path, kubeconfig.to_string()).expect("written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_plugin_that_hangs_does_not_keep_the_agent_from_being_stopped() {
+    let world = World::new().await;
+    let script = "echo begun >&2; exec sleep 600";
+    user(
+        &world,
+        json!({"exec": {
+            "apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh",
+            "args": ["-c", script], "interactiveMode": "IfAvailable",
+        }}),
+    );
+    let agent = world.start(&[]);
+    agent.prints("begun").await;
+    agent.signal(Signal::SIGTERM);
+    let (code, output) = agent.ended().await;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("SIGTERM received"), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_plugin_that_fails_is_named() {
+    let world = World::new().await;
+    let exec = json!({"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh",
+        "args": ["-c", "echo hush; exit 3"], "interactiveMode": "Never",
+    }});
+    user(&world, exec);
+    let message = fails(world.start(&[])).await;
+    assert!(
+        message.contains("the credential plugin /bin/sh"),
+        "{message}"
+    );
+    assert!(!message.contains("hush"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn line_breaks_behind_a_token_do_not_count_and_within_it_are_told() {
+    let world = World::new().await;
+    std::fs::write(world.path().join("token"), "token\n").expect("written");
+    let file = world.path().join("token");
+    let exec = json!({"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh",
+        "args": ["-c", r#"echo '{"status": {"token": "token\\n"}}'"#],
+        "interactiveMode": "Never",
+    }});
+    for good in [
+        json!({"token": "token\n"}),
+        json!({"tokenFile": file}),
+        exec,
+    ] {
+        user(&world, good.clone());
+        let (code, output) = world.start(&["--max-polls", "1"]).ended().await;
+        assert_eq!(code, Some(0), "{good}: {output}");
+    }
+    for bad in [json!({"token": "hu\nsh"}), json!({"token": "hü"})] {
+        user(&world, bad);
+        let message = fails(world.start(&[])).await;
+        assert!(
+            message.contains("the token of the kubeconfig's user"),
+            "{message}"
+        );
+        assert!(!message.contains("hu"), "{message}");
+    }
 }

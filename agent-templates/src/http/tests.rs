@@ -42,7 +42,14 @@ async fn server() -> SocketAddr {
 fn store() -> HttpTemplates {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let guard = Guard {
-        judge: |ip| (ip == FORBIDDEN).then_some("forbidden here"),
+        judge: |ip| {
+            let closed = guard::Closed {
+                kind: "forbidden here",
+                opened_within: None,
+            };
+            (ip == FORBIDDEN).then_some(closed)
+        },
+        open: Vec::new(),
         lookup: Arc::new(|name| {
             let good = IpAddr::V4(Ipv4Addr::LOCALHOST);
             let found = match name.as_str() {
