@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent_api_client::{ApiSettings, Backend};
+use agent_core::Retention;
 use agent_k8s::{Graces, ManifestSettings};
 use agent_templates::TemplateSettings;
 use anyhow::{Context, Result, bail};
@@ -122,7 +123,10 @@ impl Settings {
         from.show("cloud.tls.client_cert", found.as_ref(), "none");
         let identity = found.map(|found| pem(&found, cwd)).transpose()?;
         let request_timeout = request_timeout(&mut from)?;
+        let delete_finished_jobs = deletion(&mut from, args);
+        let keep_jobs = (args.keep_succeeded_jobs, args.keep_failed_jobs);
         let manifest = ManifestSettings {
+            retention: retention(delete_finished_jobs, keep_jobs),
             backend,
             api: url.clone(),
             key: key.clone(),
@@ -132,7 +136,6 @@ impl Settings {
         };
         let found = from.pick_variable("--namespace", &args.namespace, "NAMESPACE");
         let (namespace, _) = from.settle("namespace", found, "default");
-        let delete_finished_jobs = deletion(&mut from, args);
         let address = from.pick(
             "--agent-address",
             &args.agent_address,
@@ -154,7 +157,7 @@ impl Settings {
             templates: templates(args, cwd),
             namespace,
             delete_finished_jobs,
-            keep_jobs: (args.keep_succeeded_jobs, args.keep_failed_jobs),
+            keep_jobs,
             graces: Graces {
                 image_pull: args.image_pull_grace,
                 start_error: args.start_error_grace,
@@ -219,6 +222,15 @@ fn unread(config: &Config) -> Vec<String> {
         format!("{variable} has no effect, as with the Python agent; use {flag}")
     })
     .collect()
+}
+
+/// Returns how long Jobs are kept after their end, unless that is not at all, as is usual.
+fn retention(deleted: bool, (succeeded, failed): (Duration, Duration)) -> Option<Retention> {
+    match deleted {
+        false => Some(Retention::Forever),
+        true if succeeded.is_zero() && failed.is_zero() => None,
+        true => Some(Retention::For { succeeded, failed }),
+    }
 }
 
 /// Deletion is on unless somebody turns it off; only `True` is on.
