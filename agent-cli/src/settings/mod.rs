@@ -12,7 +12,7 @@ use agent_api_client::{ApiSettings, Backend};
 use agent_core::Retention;
 use agent_k8s::{Graces, ManifestSettings};
 use agent_templates::TemplateSettings;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use secrecy::{SecretSlice, SecretString};
 
 use self::api::{ca, credentials, labels, pem, request_timeout};
@@ -82,6 +82,8 @@ pub struct Settings {
     pub submit_retry_budget: Duration,
     /// How long the Lease of the replica that supervises holds without being renewed.
     pub lease_duration: Duration,
+    /// The name of that Lease, if it is not the tenant's.
+    pub lease_name: Option<String>,
     /// Lines of a failed container's output in the flow run's log.
     pub output_lines: u16,
     /// Level of the agent's own log.
@@ -142,6 +144,10 @@ impl Settings {
             "cloud.agent.agent_address",
         );
         from.show("cloud.agent.agent_address", address.as_ref(), "none");
+        let lease_name = flag_given("--lease-name", &args.lease_name);
+        if let Some((name, _)) = &lease_name {
+            agent_k8s::install::check_name("--lease-name", name).map_err(Error::msg)?;
+        }
         let log_level = log_level(&mut from, args)?;
         Ok(Self {
             url,
@@ -173,12 +179,21 @@ impl Settings {
             max_in_flight: args.max_in_flight.map(|jobs| jobs as usize),
             submit_retry_budget: args.submit_retry_budget,
             lease_duration: args.lease_duration,
+            lease_name: lease_name.map(|(name, _)| name),
             output_lines: args.output_lines,
             log_level,
             log_format: args.log_format,
             warnings: unread(&config),
             effective: from.effective,
         })
+    }
+
+    /// The Lease that is held by the replica which supervises the Jobs of a tenant.
+    pub fn lease_of(&self, tenant: &str) -> String {
+        match &self.lease_name {
+            Some(name) => name.clone(),
+            None => lease_of(tenant),
+        }
     }
 
     /// Which kind of API it is.
@@ -209,6 +224,11 @@ impl Settings {
         api.request_timeout = self.request_timeout;
         Ok(api)
     }
+}
+
+/// The usual name of a tenant's Lease.
+pub(crate) fn lease_of(tenant: &str) -> String {
+    format!("{}-{tenant}", agent_k8s::install::NAME)
 }
 
 /// Variables that are set and that nothing reads, as ever.
