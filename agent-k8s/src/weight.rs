@@ -18,21 +18,25 @@ const OBJECT: usize = 4 * size_of::<(usize, String, Value)>() + 4 * ALLOCATION;
 
 /// Returns about how many bytes a value takes in memory, rather too many than too few.
 pub(crate) fn weight(value: &Value) -> usize {
-    let inner = match value {
+    size_of::<Value>() + held(value)
+}
+
+/// Returns what a value takes beside the place that it is in itself.
+fn held(value: &Value) -> usize {
+    match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
         Value::String(text) => of_text(text.len()),
         Value::Array(items) => items
             .iter()
             .enumerate()
-            .map(|(index, item)| of_item(index) + weight(item))
+            .map(|(index, item)| of_item(index) + held(item))
             .sum(),
         Value::Object(members) => members
             .iter()
             .enumerate()
-            .map(|(index, (key, value))| of_member(index, key.len()) + weight(value))
+            .map(|(index, (key, value))| of_member(index, key.len()) + held(value))
             .sum(),
-    };
-    size_of::<Value>() + inner
+    }
 }
 
 /// Returns what a text of this length takes, beside the value that holds it.

@@ -1,11 +1,19 @@
 //! What a template costs: whatever is in it, memory and time have bounds.
 
-use std::sync::Mutex;
+mod generate;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_k8s::yaml;
+use agent_core::{
+    Flow, FlowRun, Result, Template, TemplateOrigin, TemplateStore, Work, async_trait,
+};
+use agent_k8s::{Manifest, ManifestSettings, Manifests, yaml};
 use peak_alloc::PeakAlloc;
-use serde_json::Value;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use self::generate::LARGEST;
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -13,12 +21,14 @@ static ALLOCATED: PeakAlloc = PeakAlloc;
 /// One test at a time, for the memory of all is counted together.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// How large a template may be, in bytes.
-const LARGEST: usize = 1 << 20;
 /// How much memory a template may take at most while it is read, in bytes.
 const MEMORY: usize = 64 << 20;
 /// How long a template may take; builds for tests are ten times slower than those for use.
 const TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What it costs to do something.
 #[derive(Debug)]
@@ -38,7 +48,7 @@ fn cost<T>(work: impl FnOnce() -> T) -> (T, Cost) {
 }
 
 /// Reads a template and looks a place up in it; fails when that costs too much.
-fn read(what: &str, text: &str) -> Result<Value, String> {
+fn read(what: &str, text: &str) -> std::result::Result<Value, String> {
     assert!(text.len() <= LARGEST, "{what}: {}", text.len());
     let (read, cost_of_reading) = cost(|| yaml::parse(text.as_bytes()));
     let read = read.map_err(|error| error.to_string());
@@ -104,7 +114,7 @@ fn laughs(leaf: &str, levels: usize) -> String {
 
 #[test]
 fn the_worst_templates_have_bounds() {
-    let _alone = ALONE.lock().unwrap_or_else(|error| error.into_inner());
+    let _alone = alone();
     let long = "x".repeat(LARGEST / 2);
     let digits = "9".repeat(LARGEST - 100);
     for (what, text) in [
@@ -272,4 +282,110 @@ fn the_worst_templates_have_bounds() {
     ] {
         let _ = read(what, &text);
     }
+}
+
+/// Templates whose text is their location.
+struct Store;
+
+#[async_trait]
+impl TemplateStore for Store {
+    async fn load(&self, location: &str, _: TemplateOrigin) -> Result<Arc<Template>> {
+        Ok(Arc::new(Template {
+            location: location.chars().take(20).collect(),
+            bytes: location.into(),
+        }))
+    }
+}
+
+fn manifests() -> Manifests {
+    Manifests::new(ManifestSettings::default(), Arc::new(Store))
+}
+
+async fn build(manifests: &Manifests, run_config: Value) -> Result<Manifest> {
+    let flow = Flow {
+        id: "f".to_owned(),
+        run_config,
+        ..Flow::default()
+    };
+    let run = FlowRun::new("r", "run", Work::Flow(Box::new(flow)));
+    manifests.build(&run, "00000000").await
+}
+
+/// A Job with an annotation of so many bytes of JSON, which take many times as much in memory.
+fn bloated(bytes: usize) -> String {
+    format!(
+        "metadata:\n  annotations:\n    a:\n{}spec: {{template: {{spec: {{}}}}}}\n",
+        "    - []\n".repeat(bytes / 3)
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 50, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_large_template_has_bounds(bytes in prop::collection::vec(any::<u8>(), 2..40)) {
+        let _alone = alone();
+        let text = generate::template(&bytes);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let manifests = manifests();
+        let config = json!({"type": "KubernetesRun", "job_template": text});
+        let (built, cost) = cost(|| runtime.block_on(build(&manifests, config)));
+        let error = built.err().map_or(0, |error| error.to_string().len());
+        prop_assert!(error < 5000, "a message of {error} bytes");
+        prop_assert!(cost.memory <= MEMORY && cost.time <= TIME, "{cost:?}");
+    }
+}
+
+#[test]
+fn parsed_templates_take_no_more_than_their_share_of_memory() {
+    let _alone = alone();
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.expect("a runtime");
+    let manifests = manifests();
+    let before = ALLOCATED.current_usage();
+    for n in 0..60 {
+        let text = format!("# {n}\n{}", bloated(40_000));
+        let config = json!({"type": "KubernetesRun", "job_template_path": text});
+        let built = runtime.block_on(build(&manifests, config));
+        built.expect("a manifest");
+    }
+    let held = ALLOCATED.current_usage() - before;
+    assert!(held < 18 << 20, "{held} bytes");
+    assert!(held > 4 << 20, "{held} bytes: nothing is kept");
+}
+
+#[test]
+fn large_manifests_are_built_one_after_the_other() {
+    let _alone = alone();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .build();
+    let runtime = runtime.expect("a runtime");
+    let manifests = Arc::new(manifests());
+    let text = bloated(250_000);
+    let (built, cost) = cost(|| {
+        runtime.block_on(async {
+            let builds = (0..12).map(|_| {
+                let config = json!({"type": "KubernetesRun", "job_template": text});
+                let manifests = manifests.clone();
+                tokio::spawn(async move {
+                    let built = build(&manifests, config).await;
+                    tokio::task::yield_now().await;
+                    built.is_ok()
+                })
+            });
+            futures::future::join_all(builds.collect::<Vec<_>>()).await
+        })
+    });
+    assert!(
+        built
+            .into_iter()
+            .all(|built| built.is_ok_and(|built| built))
+    );
+    // The texts of all runs are there already.
+    assert!(
+        cost.memory < MEMORY + 24 * text.len(),
+        "{} bytes",
+        cost.memory
+    );
 }
