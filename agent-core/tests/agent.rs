@@ -12,7 +12,7 @@ use agent_core::{
     Result, Submission, async_trait,
 };
 use support::{Faults, Jobs, Memory, Poison, Running, Stored, until};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 fn world() -> (Arc<Memory>, Arc<Jobs>) {
     let source = Memory::new(1);
@@ -683,4 +683,37 @@ async fn whatever_breaks_every_run_gets_exactly_one_job() {
             assert_eq!((run.claims, &run.failed), (1, &None), "seed {seed}: {id}");
         }
     }
+}
+
+/// Takes its time to say whether this agent may create jobs.
+struct LatePreflight(Arc<Jobs>);
+
+#[async_trait]
+impl JobBackend for LatePreflight {
+    async fn preflight(&self) -> Result<()> {
+        sleep(Duration::from_secs(1)).await;
+        Ok(())
+    }
+
+    async fn submit(&self, run: &FlowRun) -> Result<Submission> {
+        self.0.submit(run).await
+    }
+
+    async fn jobs(&self, runs: &[FlowRunId]) -> Result<HashMap<FlowRunId, Vec<JobRef>>> {
+        self.0.jobs(runs).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_of_the_last_poll_is_deployed_although_the_preflight_takes_longer() {
+    let (source, jobs) = world();
+    source.seed("a", None);
+    let backend = Arc::new(LatePreflight(jobs.clone()));
+    let agent = Agent::builder(source.clone(), backend).max_polls(Some(1));
+    let ended = timeout(
+        Duration::from_secs(60),
+        agent.build().run(std::future::pending()),
+    );
+    ended.await.expect("an end").expect("a clean one");
+    assert_eq!(jobs.created().len(), 1);
 }

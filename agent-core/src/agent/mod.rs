@@ -189,11 +189,16 @@ impl Agent {
             let (shared, ended) = (shared.clone(), ended.clone());
             tokio::spawn(async move { ended.run_until_cancelled(supervised(shared)).await })
         };
+        let checking = {
+            let (shared, ended) = (shared.clone(), ended.clone());
+            let check = async move { shared.backend_health.check(&*shared.backend).await };
+            tokio::spawn(async move { ended.run_until_cancelled(check).await })
+        };
+        let _checking = AbortOnDropHandle::new(checking);
         let work = async {
             tokio::select! {
                 () = poll::run(&shared) => shared.finish_all().await,
                 never = recover::run(&shared) => match never {},
-                never = shared.backend_health.check(&*shared.backend) => match never {},
             }
         };
         tokio::select! {
