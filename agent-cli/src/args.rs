@@ -338,7 +338,7 @@ pub struct StartArgs {
     /// How many unfinished Jobs there may be, of agents with these labels; further runs wait in the queue [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Jobs")]
     pub max_in_flight: Option<u32>,
-    /// How long a Job is tried again that is refused because a quota is used up or the namespace is gone
+    /// How long a Job is tried again that cannot be created while others can (quota, webhook, template) before its run fails
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration, help_heading = "Jobs")]
     pub submit_retry_budget: Duration,
     /// After what time without a sign of life another replica takes over the supervision of Jobs

@@ -7,7 +7,7 @@ use agent_cli::config::{self, Environment};
 use agent_cli::install::Purpose;
 use agent_cli::settings::Settings;
 use agent_cli::{check, install, logging, manual, render, show, start};
-use agent_core::shown;
+use agent_core::{LONGEST_MESSAGE, clip, shown};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             // Lines of its own are for people: they cannot be taken for another error.
             let lines: Vec<_> = text.split('\n').map(shown::one_line).collect();
             let text = lines.join("\n       ");
-            eprintln!("error: {}", shown::cut(&shown::scrub(&text)));
+            eprintln!("error: {}", clip(&shown::scrub(&text), LONGEST_MESSAGE));
             ExitCode::FAILURE
         }
     }

@@ -4,8 +4,6 @@ use std::borrow::Cow;
 
 /// The longest text that [`printable`] repeats, in characters.
 const LONGEST: usize = 1000;
-/// The longest message that [`cut`] leaves whole, in characters.
-const LONGEST_MESSAGE: usize = 4000;
 
 /// Returns an address without what may be secret: a user before the host, the query, the fragment.
 /// It need not be a valid one.
@@ -141,21 +139,6 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Returns a message of a few thousand characters at most, with its middle left out.
-pub fn cut(text: &str) -> Cow<'_, str> {
-    let count = text.chars().count();
-    if count <= LONGEST_MESSAGE {
-        return Cow::Borrowed(text);
-    }
-    let half = LONGEST_MESSAGE / 2;
-    let head: String = text.chars().take(half).collect();
-    let tail: String = text.chars().skip(count - half).collect();
-    let left_out = count - 2 * half;
-    Cow::Owned(format!(
-        "{head} … ({left_out} characters left out) … {tail}"
-    ))
-}
-
 fn push_escaped(shown: &mut String, c: char) {
     if is_disguise(c) {
         shown.extend(c.escape_default());
@@ -241,17 +224,13 @@ mod tests {
     }
 
     #[test]
-    fn a_text_stays_on_its_line_and_is_cut() {
+    fn a_text_stays_on_its_line() {
         assert_eq!(
             one_line("a\r\nb\u{1b}[1m\u{2028}ü"),
             "a\\r\\nb\\u{1b}[1m\\u{2028}ü"
         );
         assert_eq!(address("a\nb"), "a\\nb");
         assert_eq!(printable(&"ä".repeat(5000)).chars().count(), LONGEST + 1);
-        let long = format!("begin{}end", "ä".repeat(1 << 20));
-        let shown = cut(&long);
-        assert!(shown.chars().count() < LONGEST_MESSAGE + 100);
-        assert!(shown.starts_with("begin") && shown.ends_with("end"));
     }
 
     proptest::proptest! {

@@ -47,6 +47,9 @@ pub async fn connect() -> Result<Cluster, String> {
     let mut config = config().await?;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
+    // Whoever asks decides what is tried again, and has to know of it: a creation that may have taken
+    // effect is looked for first, and overload slows down all.
+    config.default_retry = false;
     let address = shown::address(&config.cluster_url.to_string());
     let id = id(&config);
     let credentials = Credentials::take(&mut config.auth_info).await;
