@@ -25,8 +25,10 @@ use crate::redirects::{self, Misled};
 use crate::rows::{RawRows, Row, RowKind, read_rows};
 use crate::state::CORE_VERSION;
 
-/// The largest answer that is read. One that is larger is asked for in halves.
-const LARGEST_ANSWER: usize = 16 << 20;
+/// The largest answer that is read.
+const LARGEST_ANSWER: usize = 64 << 20;
+/// The largest answer of rows that is read. One that is larger is asked for in halves.
+const LARGEST_ROWS: usize = 16 << 20;
 /// An answer that is larger has to wait while others are in memory.
 const LARGE_ANSWER: usize = 256 << 10;
 /// How many such answers may be in memory at the same time.
@@ -205,7 +207,7 @@ impl Transport {
         V: Serialize,
     {
         let body = self.body(operation, &query)?;
-        self.send(operation, body, &interpret).await
+        self.send(operation, body, LARGEST_ANSWER, &interpret).await
     }
 
     /// Sends an operation, again while it fails in passing, for at most about `budget`.
@@ -219,7 +221,8 @@ impl Transport {
         F: DeserializeOwned,
         V: Serialize,
     {
-        self.run_with(operation, query, budget, interpret).await
+        self.run_with(operation, query, budget, LARGEST_ANSWER, interpret)
+            .await
     }
 
     /// The same for an answer of rows, each of which is read by itself.
@@ -233,7 +236,7 @@ impl Transport {
         R: RowKind,
         V: Serialize,
     {
-        self.run_with(operation, query, budget, interpret_rows)
+        self.run_with(operation, query, budget, LARGEST_ROWS, interpret_rows)
             .await
     }
 
@@ -242,6 +245,7 @@ impl Transport {
         operation: &'static str,
         query: cynic::Operation<F, V>,
         budget: Duration,
+        largest: usize,
         decode: impl Fn(&[u8]) -> Result<T, Cause>,
     ) -> Result<T, ApiError>
     where
@@ -251,7 +255,7 @@ impl Transport {
         let until = Instant::now() + budget;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
-            let error = match self.send(operation, body.clone(), &decode).await {
+            let error = match self.send(operation, body.clone(), largest, &decode).await {
                 Ok(data) => return Ok(data),
                 Err(error) if !error.cause.is_transient() => return Err(error),
                 Err(error) => error,
@@ -284,6 +288,7 @@ impl Transport {
         &self,
         operation: &'static str,
         body: Bytes,
+        largest: usize,
         decode: &impl Fn(&[u8]) -> Result<T, Cause>,
     ) -> Result<T, ApiError> {
         let answer = async {
@@ -303,7 +308,7 @@ impl Transport {
             }
             let response = request.send().await.map_err(broken)?;
             let (date, arrived) = (clock::date(response.headers()), Timestamp::now());
-            let answer = self.read(response, decode).await?;
+            let answer = self.read(response, largest, decode).await?;
             // Whatever stands before the API may answer as well, with a clock of its own.
             if let Some(date) = date {
                 self.note_clock(date, arrived);
@@ -324,6 +329,7 @@ impl Transport {
     async fn read<T>(
         &self,
         mut response: Response,
+        largest: usize,
         decode: &impl Fn(&[u8]) -> Result<T, Cause>,
     ) -> Result<T, Cause> {
         let status = response.status();
@@ -332,8 +338,8 @@ impl Transport {
         let mut _large: Option<SemaphorePermit<'_>> = None;
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > LARGEST_ANSWER => {
-                    return Err(Cause::TooLarge(LARGEST_ANSWER));
+                Ok(Some(chunk)) if body.len() + chunk.len() > largest => {
+                    return Err(Cause::TooLarge(largest));
                 }
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,

@@ -344,6 +344,9 @@ pub struct StartArgs {
     /// After what time without a sign of life another replica takes over the supervision of Jobs
     #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = whole_seconds, help_heading = "Supervision")]
     pub lease_duration: Duration,
+    /// The Lease that the replicas share, to tell which of them supervises; agents of one tenant and namespace need the same [default: prefect-agent-TENANT]
+    #[arg(long, value_name = "NAME", help_heading = "Supervision")]
+    pub lease_name: Option<String>,
     /// How many of the last lines that a failed container printed go into the flow run's log
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(..=1000), help_heading = "Supervision")]
     pub output_lines: u16,

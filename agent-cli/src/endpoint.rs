@@ -125,12 +125,27 @@ async fn check(State(told): State<Told>) -> impl IntoResponse {
             (watch.to_owned(), broken)
         })
         .collect();
+    let waiting: Value = status
+        .waiting_for_job
+        .into_iter()
+        .map(|(concern, runs)| (concern.name().to_owned(), Value::from(runs)))
+        .collect();
+    let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs());
     let mut body = json!({
         "supervises": status.leads,
         "in_flight": status.in_flight,
         "max_in_flight": status.max_in_flight,
         "broken_watches": broken,
+        "runs_waiting_for_job": waiting,
+        "longest_wait_seconds": seconds(status.longest_wait),
+        "unclaimed_seconds": seconds(status.unclaimed_for),
+        "supervision_stalled_seconds": seconds(status.supervision_stalled),
     });
+    if let Some((concern, since, reason)) = status.blocked {
+        body["blocked"] = json!({
+            "by": concern.name(), "for_seconds": since.as_secs(), "reason": reason,
+        });
+    }
     match told.health.check(LATELY) {
         Ok(()) => (StatusCode::OK, Json(body)),
         Err(reason) => {
@@ -159,5 +174,8 @@ async fn exposition(State(told): State<Told>) -> impl IntoResponse {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (format, crate::metrics::exposition(&told.metrics))
+    (
+        format,
+        crate::metrics::exposition(&told.metrics, &told.health.status()),
+    )
 }

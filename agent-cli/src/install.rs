@@ -16,7 +16,7 @@ use url::Url;
 use crate::args::{Cli, Command, InstallArgs, StartArgs};
 use crate::config::{Config, Environment, Origin};
 use crate::python;
-use crate::settings::{name_and_key, normalized, pair_of, sorted};
+use crate::settings::{lease_of, name_and_key, normalized, pair_of, sorted};
 
 /// The image without its tag. Nobody publishes one: it is what the project's own builds call it.
 const IMAGE: &str = "localhost/prefect-kubernetes-agent";
@@ -45,12 +45,28 @@ pub fn run(
     cwd: &Path,
 ) -> Result<()> {
     let objects = objects(args, purpose, environment, cwd)?;
+    if purpose == Purpose::Install && is_within_reach(args) {
+        eprintln!(
+            "warning: the agent's Secret and service account are in {0}, where every flow's Job may name them; if several teams share {0}, give the agent a namespace of its own, with --agent-namespace",
+            args.namespace
+        );
+    }
     let documents = objects
         .iter()
         .map(|object| format!("---\n{}", yaml::write(object)));
     std::io::stdout()
         .write_all(documents.collect::<String>().as_bytes())
         .context("cannot write the objects")
+}
+
+/// Whether Jobs run where the agent's key and rights are.
+fn is_within_reach(args: &InstallArgs) -> bool {
+    let apart = given(&args.agent_namespace).is_some_and(|own| own != args.namespace);
+    let has_key = args
+        .key
+        .as_ref()
+        .is_some_and(|key| !key.expose_secret().is_empty());
+    !apart && (has_key || args.secret_name.is_some())
 }
 
 /// The objects that these flags ask for.
@@ -102,7 +118,17 @@ fn install(
         }
         (None, _) => CLOUD.to_owned(),
     };
-    let (arguments, start) = start_flags(args)?;
+    let (mut arguments, start) = start_flags(args)?;
+    let lease = match (&start.lease_name, given(&args.tenant_id)) {
+        (Some(name), _) => name.clone(),
+        (None, Some(tenant)) => lease_of(&normalized(&tenant, &Origin::Flag("--tenant-id"))?),
+        (None, None) => {
+            // Which tenant it is turns out later, and the Role has to name the Lease now.
+            let lease = lease_of(&server_of(&api));
+            arguments.push(format!("--lease-name={lease}"));
+            lease
+        }
+    };
     Ok(Install {
         name: args.name.clone(),
         agent_namespace: args
@@ -117,12 +143,27 @@ fn install(
         image_pull_secrets: pull_secrets(args),
         service_account: given(&args.agent_service_account),
         rbac: args.rbac,
+        lease,
         replicas: args.replicas,
         job_template: template(args)?,
         pod_disruption_budget: args.pod_disruption_budget,
         network_policy: args.network_policy.then(|| ports(&api, &start, args)),
         service_monitor: args.service_monitor,
     })
+}
+
+/// The host and port of an address, as a part of a name.
+fn server_of(api: &str) -> String {
+    let rest = api.split_once("://").map_or(api, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority
+        .rsplit('@')
+        .next()
+        .unwrap_or_default()
+        .to_lowercase();
+    let words = host.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit());
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    words.join("-").chars().take(200).collect()
 }
 
 /// A flag that is not empty.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_core::AgentStatus;
 use anyhow::{Context, Result};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -17,6 +18,9 @@ const DEPLOY: [f64; 12] = [
 const REQUEST: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
 
 const TASKS: &str = "prefect_agent_tasks";
+const LONGEST_WAIT: &str = "prefect_agent_longest_wait_for_job_seconds";
+const UNCLAIMED: &str = "prefect_agent_unclaimed_seconds";
+const STALLED: &str = "prefect_agent_supervision_stalled_seconds";
 
 /// What a metric counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +61,7 @@ const fn metric(
 }
 
 /// Every metric of the agent.
-pub const METRICS: [Metric; 22] = [
+pub const METRICS: [Metric; 27] = [
     metric(
         "prefect_agent_build_info",
         Kind::Gauge,
@@ -157,7 +161,7 @@ pub const METRICS: [Metric; 22] = [
     metric(
         "prefect_agent_api_requests_total",
         Kind::Counter,
-        "`operation`; `outcome`: `ok`, `refused`, `unavailable`, `throttled`, `broken`, `unreachable`, `unauthorized`, `conflict`, `malformed`, `internal`, `status`",
+        "`operation`; `outcome`: `ok`, `refused`, `unavailable`, `throttled`, `broken`, `unreachable`, `unauthorized`, `conflict`, `malformed`, `too_large`, `internal`, `status`",
         "Requests to the Prefect API",
     ),
     metric(
@@ -189,6 +193,36 @@ pub const METRICS: [Metric; 22] = [
         Kind::Gauge,
         "",
         "Entries for the logs of flow runs that wait to be written",
+    ),
+    metric(
+        "prefect_agent_blocked",
+        Kind::Gauge,
+        "`by`: `agent` (its permissions, credentials or configuration), `side` (the Kubernetes API refuses everybody)",
+        "1 while no flow runs are claimed because their Jobs could not be created; the health report has the reason",
+    ),
+    metric(
+        "prefect_agent_runs_waiting_for_job",
+        Kind::Gauge,
+        "`by`: `run` (its template or its Job is at fault), `agent`, `side`",
+        "Claimed flow runs whose Job could not be created yet",
+    ),
+    metric(
+        LONGEST_WAIT,
+        Kind::Gauge,
+        "",
+        "For how long the oldest of them has waited",
+    ),
+    metric(
+        UNCLAIMED,
+        Kind::Gauge,
+        "",
+        "For how long the oldest flow run in hand has been due without being claimed, if for more than a minute",
+    ),
+    metric(
+        STALLED,
+        Kind::Gauge,
+        "",
+        "For how long the supervision has got nowhere although it has work, if for more than five minutes",
     ),
 ];
 
@@ -223,8 +257,15 @@ pub fn collect() -> Result<PrometheusHandle> {
 }
 
 /// What was collected, and what only shows when it is asked for.
-pub fn exposition(collected: &PrometheusHandle) -> String {
+pub fn exposition(collected: &PrometheusHandle, status: &AgentStatus) -> String {
     let runtime = tokio::runtime::Handle::current().metrics();
     metrics::gauge!(TASKS).set(runtime.num_alive_tasks() as f64);
+    for (name, duration) in [
+        (LONGEST_WAIT, status.longest_wait),
+        (UNCLAIMED, status.unclaimed_for),
+        (STALLED, status.supervision_stalled),
+    ] {
+        metrics::gauge!(name).set(duration.unwrap_or_default().as_secs_f64());
+    }
     collected.render()
 }

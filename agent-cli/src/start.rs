@@ -42,7 +42,7 @@ pub async fn run(mut settings: Settings) -> Result<()> {
         settings.name,
         settings.manifest.labels,
     );
-    let (lease, identity) = lease(&registration.tenant);
+    let lease = settings.lease_of(&registration.tenant);
     let metrics = settings.agent_address.map(|_| metrics::collect());
     let metrics = metrics.transpose()?;
     let backend = KubernetesBackend::new(
@@ -55,7 +55,7 @@ pub async fn run(mut settings: Settings) -> Result<()> {
     )
     .with_graces(settings.graces)
     .with_output_lines(settings.output_lines)
-    .with_lease(lease, identity, settings.lease_duration);
+    .with_lease(lease, identity(), settings.lease_duration);
     let agent = Agent::builder(api, Arc::new(backend))
         .name(&settings.name)
         .concurrency(settings.concurrency)
@@ -101,16 +101,11 @@ async fn connect(settings: &Settings) -> Result<(Cluster, Arc<PrefectApi>, Regis
     Ok((cluster, Arc::new(api), registration))
 }
 
-/// The name of the Lease that is held by the replica which supervises the Jobs of a tenant, and
-/// this process's name in it.
-fn lease(tenant: &str) -> (String, String) {
+/// This process's name in the Lease.
+fn identity() -> String {
     let host = hostname::get().unwrap_or_default();
-    let host = host.to_string_lossy();
     let process = uuid::Uuid::new_v4();
-    (
-        format!("prefect-agent-{tenant}"),
-        format!("{host}_{process}"),
-    )
+    format!("{}_{process}", host.to_string_lossy())
 }
 
 /// Completes at the first SIGINT or SIGTERM; a second one ends the process at once.

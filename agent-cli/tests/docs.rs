@@ -242,7 +242,7 @@ fn the_permissions_shown_are_the_agents() {
         .iter()
         .find(|block| block.text.contains("kind: Role\n"));
     let shown: Value = serde_yaml::from_str(&shown.expect("a Role").text).expect("YAML");
-    let rules = agent_k8s::access::rules();
+    let rules = agent_k8s::access::rules("prefect-agent-apollo-4200");
     let role = agent_k8s::access::role("prefect-agent", "flows", &rules);
     assert_eq!(shown, serde_json::to_value(&role).expect("JSON"));
 }

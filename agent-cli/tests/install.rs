@@ -393,3 +393,80 @@ fn the_backend_is_the_configured_one_as_with_the_python_agent() {
     assert_eq!(settings.namespace, "default");
     assert!(!text(&output.stdout).contains("hush"));
 }
+
+#[test]
+fn the_role_names_the_lease_that_the_agent_uses() {
+    const TENANT: &str = "3f0d6b0e-2c54-4b7c-9f0e-9d9f5a1c7e21";
+    let known = format!("prefect-agent-{TENANT}");
+    let tenant = format!("--tenant-id={TENANT}");
+    let api = "--api=http://me:pw@Apollo:4200/graphql";
+    for (flags, name, flag) in [
+        (&[api][..], "prefect-agent-apollo-4200", true),
+        (&[], "prefect-agent-api-prefect-io", true),
+        (&[api, &tenant], &known, false),
+        (&[api, "--", "--lease-name=mine"], "mine", true),
+    ] {
+        let flags = [&["--rbac", "--backend=cloud"], flags].concat();
+        let objects = build(Purpose::Install, &flags).expect("fine");
+        let of = |kind: &str| {
+            let found = objects.iter().find(|object| object["kind"] == kind);
+            found.expect(kind).clone()
+        };
+        let role = of("Role");
+        let rules = role["rules"].as_array().expect("rules").iter();
+        let leases: Vec<_> = rules
+            .filter(|rule| rule["resources"] == json!(["leases"]))
+            .map(|rule| (&rule["verbs"], &rule["resourceNames"]))
+            .collect();
+        let (create, change) = (json!(["create"]), json!(["get", "update"]));
+        let names = json!([name]);
+        assert_eq!(leases, [(&create, &Value::Null), (&change, &names)]);
+        let pod = &of("Deployment")["spec"]["template"]["spec"];
+        let args = pod["containers"][0]["args"]
+            .as_array()
+            .expect("some")
+            .clone();
+        let named: Vec<_> = args
+            .iter()
+            .filter_map(|arg| arg.as_str()?.strip_prefix("--lease-name="))
+            .collect();
+        assert_eq!(named, if flag { vec![name] } else { vec![] });
+    }
+}
+
+#[test]
+fn a_key_where_the_jobs_are_is_warned_of_beside_the_objects() {
+    let base = ["install", "--namespace=flows"];
+    for (flags, warns) in [
+        (&["--key=hush"][..], true),
+        (&["--secret-name=mine"], true),
+        (&["--key=hush", "--agent-namespace=flows"], true),
+        (&["--key=hush", "--agent-namespace=agents"], false),
+        (&[], false),
+    ] {
+        let output = run(&[&base[..], flags].concat());
+        documents(&output);
+        let said = text(&output.stderr);
+        assert_eq!(said.contains("--agent-namespace"), warns, "{said}");
+        assert_eq!(said.is_empty(), !warns, "{said}");
+    }
+    let uninstall = run(&["uninstall", "--namespace=flows", "--key=hush"]);
+    assert_eq!(text(&uninstall.stderr), "");
+}
+
+#[test]
+fn the_pod_has_a_place_that_outlives_its_container() {
+    let objects = build(Purpose::Install, &[]).expect("fine");
+    let pod = objects.iter().find(|object| object["kind"] == "Deployment");
+    let pod = &pod.expect("a Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert!(pod["volumes"][0]["emptyDir"].is_object(), "{pod}");
+    assert_eq!(
+        pod["volumes"][0]["name"],
+        container["volumeMounts"][0]["name"]
+    );
+    let dir = json!({"name": "PREFECT_AGENT_STATE_DIR", "value": "/var/run/prefect-agent"});
+    let env = container["env"].as_array().expect("some");
+    assert!(env.contains(&dir), "{env:?}");
+    assert_eq!(container["volumeMounts"][0]["mountPath"], dir["value"]);
+}

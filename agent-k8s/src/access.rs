@@ -11,15 +11,18 @@ pub struct Rule {
     pub group: &'static str,
     /// The resource as access rules know it: `jobs`, `pods/log`.
     pub resource: &'static str,
+    /// The names of the only objects that it is done to; empty is all.
+    pub names: Vec<String>,
     /// The verbs, in alphabetical order.
     pub verbs: Vec<&'static str>,
 }
 
-/// Everything that the agent does.
-pub fn rules() -> Vec<Rule> {
+/// Everything that the agent does, with the Lease of this name.
+pub fn rules(lease: &str) -> Vec<Rule> {
     let rule = |group, resource, verbs: &[&'static str]| Rule {
         group,
         resource,
+        names: Vec::new(),
         verbs: verbs.to_vec(),
     };
     vec![
@@ -34,12 +37,12 @@ pub fn rules() -> Vec<Rule> {
         rule("", "events", &["list", "watch"]),
         // The end of a failed pod's log is told to the run's owner.
         rule("", "pods/log", &["get"]),
-        // One of several replicas supervises.
-        rule(
-            "coordination.k8s.io",
-            "leases",
-            &["create", "get", "update"],
-        ),
+        // One of several replicas supervises. What does not exist yet cannot be allowed by name.
+        rule("coordination.k8s.io", "leases", &["create"]),
+        Rule {
+            names: vec![lease.to_owned()],
+            ..rule("coordination.k8s.io", "leases", &["get", "update"])
+        },
     ]
 }
 
@@ -58,6 +61,7 @@ pub fn role(name: &str, namespace: &str, rules: &[Rule]) -> Role {
                 .map(|rule| PolicyRule {
                     api_groups: Some(vec![owned(rule.group)]),
                     resources: Some(vec![owned(rule.resource)]),
+                    resource_names: (!rule.names.is_empty()).then(|| rule.names.clone()),
                     verbs: rule.verbs.iter().map(|verb| owned(verb)).collect(),
                     ..PolicyRule::default()
                 })

@@ -22,6 +22,7 @@ use crate::lease::Lease;
 use crate::manifest::{self, FLOW_RUN_ID, Manifests};
 use crate::observe::{self, Graces, Notes, REPORTED};
 use crate::output::Output;
+use crate::pages::list_all;
 
 /// How long one request may take. Admission webhooks have up to 30 s.
 const REQUEST: Duration = Duration::from_secs(40);
@@ -316,19 +317,17 @@ impl JobBackend for KubernetesBackend {
             let selector = format!("{FLOW_RUN_ID} in ({})", ids.join(","));
             // Without a resource version: the API server asks its storage, and not its cache.
             let selector = ListParams::default().labels(&selector);
-            let listed = self
-                .timed("Listing Jobs", self.jobs.list(&selector))
-                .await?;
-            for job in listed.items {
+            let listing = list_all(&self.jobs, &selector, |job| {
                 let Some(run) = job.labels().get(FLOW_RUN_ID) else {
-                    continue;
+                    return;
                 };
                 found.entry(run.as_str().into()).or_default().push(JobRef {
                     name: job.name_any(),
                     // One that is being deleted will do nothing more for its run.
                     finished: is_finished(&job) || job.metadata.deletion_timestamp.is_some(),
                 });
-            }
+            });
+            self.timed("Listing Jobs", listing).await?;
         }
         Ok(found)
     }

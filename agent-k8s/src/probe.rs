@@ -114,8 +114,16 @@ impl Probe {
     /// # Errors
     /// What the API server said instead.
     pub async fn missing(&self, rule: &Rule) -> Result<Option<Rule>, String> {
-        let asked = rule.verbs.iter().map(|verb| self.may(rule, verb));
-        let answers = try_join_all(asked).await?;
+        let names = match rule.names.is_empty() {
+            true => vec![None],
+            false => rule.names.iter().map(Some).collect(),
+        };
+        let asked = rule.verbs.iter().map(|verb| {
+            let each = names.iter().map(|name| self.may(rule, verb, name.cloned()));
+            try_join_all(each)
+        });
+        let answers = try_join_all(asked).await?.into_iter();
+        let answers = answers.map(|answers| answers.into_iter().all(|may| may));
         let verbs = rule.verbs.iter().zip(answers);
         let verbs: Vec<&'static str> = verbs
             .filter(|(_, may)| !may)
@@ -127,7 +135,7 @@ impl Probe {
         }))
     }
 
-    async fn may(&self, rule: &Rule, verb: &str) -> Result<bool, String> {
+    async fn may(&self, rule: &Rule, verb: &str, name: Option<String>) -> Result<bool, String> {
         let (resource, subresource) = match rule.resource.split_once('/') {
             Some((resource, sub)) => (resource, Some(sub.to_owned())),
             None => (rule.resource, None),
@@ -140,6 +148,7 @@ impl Probe {
                     resource: Some(resource.to_owned()),
                     subresource,
                     verb: Some(verb.to_owned()),
+                    name,
                     ..ResourceAttributes::default()
                 }),
                 ..SelfSubjectAccessReviewSpec::default()

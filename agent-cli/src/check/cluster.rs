@@ -33,6 +33,10 @@ pub(super) async fn look(
 ) {
     let namespace = settings.namespace.clone();
     let mut needs = Needs::of_settings(&settings.manifest);
+    needs.lease = match &tenant {
+        Some(tenant) => Some(settings.lease_of(tenant)),
+        None => settings.lease_name.clone(),
+    };
     let probe = match cluster {
         Ok(cluster) => {
             let detail = format!("{} at {}", cluster.version, cluster.address);
@@ -69,6 +73,8 @@ struct Needs {
     service_account: Option<String>,
     pull_secrets: Vec<String>,
     key: Option<KeySecret>,
+    /// The Lease, if its name is known.
+    lease: Option<String>,
 }
 
 impl Needs {
@@ -82,6 +88,7 @@ impl Needs {
                 .filter(|name| !name.is_empty()),
             pull_secrets: names.filter(|name| !name.is_empty()).cloned().collect(),
             key: job.key_secret.clone(),
+            lease: None,
         }
     }
 
@@ -105,7 +112,7 @@ async fn look_around(
     namespace: &str,
 ) -> Result<(), &'static str> {
     let there = see_namespace(report, probe, namespace).await;
-    let may_create = permissions(report, probe, namespace).await;
+    let may_create = permissions(report, probe, namespace, needs.lease.as_deref()).await;
     if !there {
         return Err("there is no namespace for it");
     }
@@ -159,10 +166,18 @@ fn create_namespace(namespace: &str) -> String {
 }
 
 /// Notes what is allowed, rule by rule; whether Jobs may be created.
-async fn permissions(report: &mut Report, probe: &Probe, namespace: &str) -> bool {
+async fn permissions(
+    report: &mut Report,
+    probe: &Probe,
+    namespace: &str,
+    lease: Option<&str>,
+) -> bool {
     let mut missing: Vec<Rule> = Vec::new();
     let mut names = Vec::new();
-    for rule in access::rules() {
+    let mut rules = access::rules(lease.unwrap_or_default());
+    // Without its tenant, nobody knows which Lease it is.
+    rules.retain(|rule| lease.is_some() || rule.names.is_empty());
+    for rule in rules {
         names.push(rule.resource);
         match probe.missing(&rule).await {
             Ok(None) => {}
@@ -174,6 +189,7 @@ async fn permissions(report: &mut Report, probe: &Probe, namespace: &str) -> boo
             }
         }
     }
+    names.dedup();
     if missing.is_empty() {
         let detail = format!("all there for {} in {namespace}", names.join(", "));
         report.good("permissions", detail);

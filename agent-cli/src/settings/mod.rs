@@ -9,9 +9,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent_api_client::{ApiSettings, Backend};
+use agent_core::Retention;
 use agent_k8s::{Graces, ManifestSettings};
 use agent_templates::TemplateSettings;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use secrecy::{SecretSlice, SecretString};
 
 use self::api::{ca, credentials, labels, pem, request_timeout};
@@ -81,6 +82,8 @@ pub struct Settings {
     pub submit_retry_budget: Duration,
     /// How long the Lease of the replica that supervises holds without being renewed.
     pub lease_duration: Duration,
+    /// The name of that Lease, if it is not the tenant's.
+    pub lease_name: Option<String>,
     /// Lines of a failed container's output in the flow run's log.
     pub output_lines: u16,
     /// Level of the agent's own log.
@@ -122,7 +125,10 @@ impl Settings {
         from.show("cloud.tls.client_cert", found.as_ref(), "none");
         let identity = found.map(|found| pem(&found, cwd)).transpose()?;
         let request_timeout = request_timeout(&mut from)?;
+        let delete_finished_jobs = deletion(&mut from, args);
+        let keep_jobs = (args.keep_succeeded_jobs, args.keep_failed_jobs);
         let manifest = ManifestSettings {
+            retention: retention(delete_finished_jobs, keep_jobs),
             backend,
             api: url.clone(),
             key: key.clone(),
@@ -132,13 +138,16 @@ impl Settings {
         };
         let found = from.pick_variable("--namespace", &args.namespace, "NAMESPACE");
         let (namespace, _) = from.settle("namespace", found, "default");
-        let delete_finished_jobs = deletion(&mut from, args);
         let address = from.pick(
             "--agent-address",
             &args.agent_address,
             "cloud.agent.agent_address",
         );
         from.show("cloud.agent.agent_address", address.as_ref(), "none");
+        let lease_name = flag_given("--lease-name", &args.lease_name);
+        if let Some((name, _)) = &lease_name {
+            agent_k8s::install::check_name("--lease-name", name).map_err(Error::msg)?;
+        }
         let log_level = log_level(&mut from, args)?;
         Ok(Self {
             url,
@@ -154,7 +163,7 @@ impl Settings {
             templates: templates(args, cwd),
             namespace,
             delete_finished_jobs,
-            keep_jobs: (args.keep_succeeded_jobs, args.keep_failed_jobs),
+            keep_jobs,
             graces: Graces {
                 image_pull: args.image_pull_grace,
                 start_error: args.start_error_grace,
@@ -170,12 +179,21 @@ impl Settings {
             max_in_flight: args.max_in_flight.map(|jobs| jobs as usize),
             submit_retry_budget: args.submit_retry_budget,
             lease_duration: args.lease_duration,
+            lease_name: lease_name.map(|(name, _)| name),
             output_lines: args.output_lines,
             log_level,
             log_format: args.log_format,
             warnings: unread(&config),
             effective: from.effective,
         })
+    }
+
+    /// The Lease that is held by the replica which supervises the Jobs of a tenant.
+    pub fn lease_of(&self, tenant: &str) -> String {
+        match &self.lease_name {
+            Some(name) => name.clone(),
+            None => lease_of(tenant),
+        }
     }
 
     /// Which kind of API it is.
@@ -208,6 +226,11 @@ impl Settings {
     }
 }
 
+/// The usual name of a tenant's Lease.
+pub(crate) fn lease_of(tenant: &str) -> String {
+    format!("{}-{tenant}", agent_k8s::install::NAME)
+}
+
 /// Variables that are set and that nothing reads, as ever.
 fn unread(config: &Config) -> Vec<String> {
     let set = UNREAD.iter().filter(|(variable, _)| {
@@ -219,6 +242,15 @@ fn unread(config: &Config) -> Vec<String> {
         format!("{variable} has no effect, as with the Python agent; use {flag}")
     })
     .collect()
+}
+
+/// Returns how long Jobs are kept after their end, unless that is not at all, as is usual.
+fn retention(deleted: bool, (succeeded, failed): (Duration, Duration)) -> Option<Retention> {
+    match deleted {
+        false => Some(Retention::Forever),
+        true if succeeded.is_zero() && failed.is_zero() => None,
+        true => Some(Retention::For { succeeded, failed }),
+    }
 }
 
 /// Deletion is on unless somebody turns it off; only `True` is on.

@@ -471,9 +471,11 @@ async fn missing_verbs_are_told_as_a_role_that_can_be_pasted() {
     assert!(!text.contains('\x1b'), "no colours in a pipe: {text}");
     let role: Value = serde_yaml::from_str(&format!("apiVersion{role}")).expect("YAML");
     assert_eq!(role["metadata"]["namespace"], "flows");
+    let lease = format!("prefect-agent-{}", world.prefect.tenant_id());
     let rules = json!([
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]},
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": [lease], "verbs": ["get", "update"]},
     ]);
     assert_eq!(role["rules"], rules);
 }

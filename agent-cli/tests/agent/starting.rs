@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use agent_testkit::faults::{Fault, Rule};
 use agent_testkit::prefect::Auth;
+use agent_testkit::{FlowRunSeed, KubernetesApi, PrefectApi};
+use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -264,5 +266,58 @@ async fn line_breaks_behind_a_token_do_not_count_and_within_it_are_told() {
             "{message}"
         );
         assert!(!message.contains("hu"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_to_another_server_gets_neither_key_nor_request() {
+    let world = World::new().await;
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let target = elsewhere.local_addr().expect("bound");
+    let api = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", api.local_addr().expect("bound"));
+    let answer = format!(
+        "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://me:hush@{target}/?token=hush\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = api.accept().await.expect("a connection");
+            let mut request = vec![0; 1 << 16];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let message = fails(world.start(&["--api", &url, "--key", "hush"])).await;
+    assert!(
+        message.contains(&format!("another server, http://{target},")) && message.contains("--api"),
+        "{message}"
+    );
+    assert!(!message.contains("hush"), "{message}");
+    let led = tokio::time::timeout(Duration::ZERO, elsewhere.accept()).await;
+    assert!(led.is_err(), "it was asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_whose_clock_cannot_be_right_neither_stops_nor_hastens_runs() {
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+    for skew in [DAY * 365, DAY * -365 * 50] {
+        let prefect = PrefectApi::builder().clock_skew(skew);
+        let world = World::with(prefect, KubernetesApi::builder()).await;
+        let now = Timestamp::now();
+        let seed = |start: SignedDuration| {
+            let start = now.saturating_add(start).expect("a time");
+            world.prefect.seed(FlowRunSeed::new().start_time(start))
+        };
+        let (due, later) = (seed(DAY * -1), seed(DAY * 200));
+        let agent = world.start(&[]);
+        world.cluster(&agent, |api| api.creation_count() >= 1).await;
+        let polls = || world.prefect.request_count("get_runs_in_queue");
+        let enough = polls() + 3;
+        let polled = world.prefect.wait_until(PATIENCE, |_| polls() >= enough);
+        assert!(polled.await.is_ok(), "{}", agent.output());
+        agent.prints("clocks that differ by more than").await;
+        let made = world.kubernetes.creations();
+        let made: Vec<_> = made.iter().filter_map(|one| one.flow_run_id()).collect();
+        assert_eq!(made, [due.to_string()], "{later} is not due");
     }
 }

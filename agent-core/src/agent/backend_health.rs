@@ -21,6 +21,8 @@ pub(super) const SLOW_CREATION: Duration = Duration::from_secs(5);
 /// The pauses between two preflights of a backend that does not create Jobs.
 const MIN_PREFLIGHT_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PREFLIGHT_PAUSE: Duration = Duration::from_secs(10);
+/// How long the first answer is waited for before runs are claimed without it.
+const FIRST_PREFLIGHT_WAIT: Duration = Duration::from_secs(2);
 /// How long one preflight may take: longer than a backend's own time-outs.
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -167,11 +169,25 @@ impl BackendHealth {
     }
 
     /// Tries at the start, and whenever the backend is suspected, whether it creates Jobs, again and
-    /// again until it does.
+    /// again until it does. A backend that says nothing at the start is taken to work: what is away
+    /// shows soon enough.
     pub(super) async fn check(&self, backend: &dyn JobBackend) -> Infallible {
-        loop {
-            self.check_until_open(backend).await;
-            self.suspected.notified().await;
+        let waiting = async {
+            sleep(FIRST_PREFLIGHT_WAIT).await;
+            if self.blocked().is_none() {
+                self.open();
+            }
+            std::future::pending().await
+        };
+        let checking = async {
+            loop {
+                self.check_until_open(backend).await;
+                self.suspected.notified().await;
+            }
+        };
+        tokio::select! {
+            never = checking => never,
+            never = waiting => never,
         }
     }
 
@@ -199,25 +215,34 @@ impl BackendHealth {
 
     /// Takes in the answer to a preflight. Returns whether runs may be claimed.
     fn take_answer(&self, answer: &Result<()>) -> bool {
-        let several_refused = self.lock().failing.len() >= SUSPECT_AFTER_RUNS;
+        let several_fail = self.lock().failing.len() >= SUSPECT_AFTER_RUNS;
         match answer {
             Ok(()) => {
                 self.record_success(Duration::ZERO);
                 return true;
             }
             Err(Error::Agent(reason)) => self.block(Concern::Agent, reason),
-            Err(Error::Refused(reason)) if several_refused => self.block(Concern::Side, reason),
             // What is refused of the preflight may be taken of a run.
-            Err(Error::Permanent(reason) | Error::Refused(reason)) => {
+            Err(Error::Permanent(reason)) => {
                 tracing::debug!(reason, "The preflight shows nothing");
-                let mut state = self.lock();
-                state.failing.clear();
-                self.unblock(&mut state);
+                self.lock().failing.clear();
+                self.open();
+                return true;
+            }
+            // One failure does not show much.
+            Err(_) if !several_fail && self.blocked().is_none() => {
+                self.open();
                 return true;
             }
             Err(error) => self.block(Concern::Side, &error.to_string()),
         }
         false
+    }
+
+    /// Lets runs be claimed.
+    fn open(&self) {
+        let mut state = self.lock();
+        self.unblock(&mut state);
     }
 
     fn block(&self, concern: Concern, reason: &str) {
@@ -313,9 +338,24 @@ mod tests {
         );
         assert!(!health.take_answer(&Err(Error::agent("forbidden"))));
         assert_eq!(health.blocked().map(|it| it.concern), Some(Concern::Agent));
-        assert!(health.take_answer(&Err(Error::Refused("quota".to_owned()))));
+        assert!(!health.take_answer(&Err(Error::unclear("500"))), "still");
+        assert!(health.take_answer(&Ok(())));
         health.wait_until_open().await;
         assert_eq!(health.blocked(), None);
+    }
+
+    #[tokio::test]
+    async fn a_first_failure_that_concerns_the_side_or_the_preflight_alone_shows_nothing() {
+        for error in [
+            Error::Refused("quota".to_owned()),
+            Error::permanent("policy"),
+            Error::unclear("500"),
+            Error::transient("503"),
+        ] {
+            let health = BackendHealth::default();
+            assert!(health.take_answer(&Err(error)));
+            health.wait_until_open().await;
+        }
     }
 
     #[tokio::test]

@@ -254,6 +254,7 @@ mod tests {
             own: true,
             created_at: None,
             ended_at: None,
+            retention: None,
             findings: Vec::new(),
         }
     }

@@ -30,6 +30,13 @@ const JITTER: Duration = Duration::from_secs(4);
 /// Failures of one batch, with successful looks at what is there between them, after which the batch
 /// itself is suspected.
 const SUSPECT: u32 = 5;
+/// The same for a failure that shows that the source is there, and does not show whether it is the batch.
+const SUSPECT_WHEN_UNCLEAR: u32 = 2;
+/// The pauses between attempts at an entry that has failed by itself: others are written meanwhile.
+const MIN_SUSPECT_PAUSE: Duration = Duration::from_secs(1);
+const MAX_SUSPECT_PAUSE: Duration = Duration::from_secs(60);
+/// Entries that have failed by themselves and are kept; more are given up.
+const MAX_SUSPECTS: usize = 256;
 /// How long an entry is tried that fails by itself while the source answers: longer than the time in
 /// which a database comes back.
 const HOPELESS: Duration = Duration::from_secs(900);
@@ -44,6 +51,8 @@ struct Item {
     queued: Instant,
     /// Somebody else may have written it.
     doubtful: bool,
+    /// How often it has failed by itself.
+    failures: u32,
     settled: Box<dyn Settled>,
 }
 
@@ -69,6 +78,8 @@ impl Item {
 struct Waiting {
     items: VecDeque<Item>,
     bytes: usize,
+    /// Entries that have failed by themselves, and when each is tried again.
+    suspects: Vec<(Instant, Item)>,
     closed: bool,
     /// When the source has answered last.
     answered: Option<Instant>,
@@ -137,6 +148,7 @@ impl LogSink {
             entry,
             queued: Instant::now(),
             doubtful: false,
+            failures: 0,
             settled: Box::new(()),
         };
         if self.0.lock().offer(item).is_none() {
@@ -184,6 +196,7 @@ impl LogSink {
             entry,
             queued: Instant::now(),
             doubtful,
+            failures: 0,
             settled,
         };
         loop {
@@ -252,6 +265,33 @@ impl Waiting {
         metrics::gauge!("prefect_agent_logs_waiting").set(self.items.len() as f64);
     }
 
+    /// Sets an entry aside that has failed by itself.
+    fn suspect(&mut self, mut item: Item) {
+        let doubled = MIN_SUSPECT_PAUSE.saturating_mul(1 << item.failures.min(10));
+        item.failures += 1;
+        if self.suspects.len() >= MAX_SUSPECTS || self.closed {
+            dropped(item.entry.level, "refused");
+            let run = &item.entry.flow_run_id;
+            tracing::error!("Lost an entry for the log of flow run {run}: too many fail");
+            return;
+        }
+        let at = Instant::now() + doubled.min(MAX_SUSPECT_PAUSE);
+        self.suspects.push((at, item));
+    }
+
+    /// Takes an entry whose time has come to be tried again.
+    fn take_suspect(&mut self) -> Option<Item> {
+        let (now, closed) = (Instant::now(), self.closed);
+        let mut all = self.suspects.iter();
+        let due = all.position(|(at, _)| closed || *at <= now)?;
+        Some(self.suspects.swap_remove(due).1)
+    }
+
+    /// Returns when the next of these entries is tried again.
+    fn next_suspect(&self) -> Option<Instant> {
+        self.suspects.iter().map(|(at, _)| *at).min()
+    }
+
     fn is_full(&self) -> bool {
         self.items.len() >= BATCH || self.bytes >= BATCH_BYTES
     }
@@ -286,26 +326,57 @@ struct Writer {
 
 impl Writer {
     async fn run(self) {
-        while let Some(batch) = self.batch().await {
+        let mut backoff = None;
+        let mut after_suspect = false;
+        loop {
+            let suspect = match after_suspect {
+                true => None,
+                false => self.queue.lock().take_suspect(),
+            };
+            after_suspect = suspect.is_some();
+            let batch = match suspect {
+                Some(item) => vec![item],
+                None => match self.batch().await {
+                    Some(batch) => batch,
+                    None => return,
+                },
+            };
             self.queue.drained.notify_waiters();
-            self.deliver(batch).await;
+            if batch.is_empty() || self.deliver(batch).await || after_suspect {
+                backoff = None;
+                continue;
+            }
+            // Nothing of it was written: it may be the source.
+            let new = || Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+            sleep(backoff.get_or_insert_with(new).pause(None)).await;
         }
     }
 
-    /// The next batch, once it is full or its first entry has waited for long enough; `None` at
-    /// the end.
+    /// The next batch, once it is full or its first entry has waited for long enough; an empty one when
+    /// an entry that was set aside is due, and `None` at the end.
     async fn batch(&self) -> Option<Vec<Item>> {
         loop {
-            {
+            let suspect = {
                 let waiting = self.queue.lock();
                 if !waiting.items.is_empty() {
                     break;
                 }
-                if waiting.closed {
+                if waiting.closed && waiting.suspects.is_empty() {
                     return None;
                 }
+                match waiting.closed {
+                    true => Some(Instant::now()),
+                    false => waiting.next_suspect(),
+                }
+            };
+            let filled = self.queue.filled.notified();
+            let Some(at) = suspect else {
+                filled.await;
+                continue;
+            };
+            if timeout_at(at, filled).await.is_err() {
+                return Some(Vec::new());
             }
-            self.queue.filled.notified().await;
         }
         let deadline = Instant::now() + LINGER;
         loop {
@@ -325,31 +396,42 @@ impl Writer {
         Some(self.queue.lock().take())
     }
 
-    /// Writes a batch, whatever it takes. One that is refused, or fails again and again, is halved,
-    /// so that an entry that cannot be written takes no other with it.
-    async fn deliver(&self, batch: Vec<Item>) {
+    /// Writes a batch. One that is refused, or fails again and again, is halved, and an entry that fails
+    /// by itself is set aside, so that it takes no other with it. Returns whether something was written;
+    /// if nothing was, what is left of the batch waits with the others.
+    async fn deliver(&self, batch: Vec<Item>) -> bool {
         let mut batches = vec![batch];
+        let mut written = false;
         while let Some(mut batch) = batches.pop() {
-            match self.try_deliver(&mut batch).await {
-                Ok(()) => {}
-                Err(_) if batch.len() > 1 => {
-                    let second = batch.split_off(batch.len() / 2);
-                    batches.extend([second, batch]);
+            let error = match self.try_deliver(&mut batch).await {
+                Ok(()) => {
+                    written = true;
+                    continue;
                 }
-                Err(error) if error.is_transient() && !self.is_hopeless(&batch) => {
-                    // Others first.
-                    let mut waiting = self.queue.lock();
-                    batch.into_iter().for_each(|item| waiting.push(item));
+                Err(error) => error,
+            };
+            if batch.len() > 1 {
+                let second = batch.split_off(batch.len() / 2);
+                batches.extend([second, batch]);
+                continue;
+            }
+            if error.is_transient() && !self.is_hopeless(&batch) {
+                let mut waiting = self.queue.lock();
+                batch.into_iter().for_each(|item| waiting.suspect(item));
+                if !written {
+                    let rest = batches.into_iter().rev().flatten();
+                    rest.for_each(|item| waiting.push(item));
+                    return false;
                 }
-                Err(error) => {
-                    for item in &batch {
-                        dropped(item.entry.level, "refused");
-                        let run = &item.entry.flow_run_id;
-                        tracing::error!("Lost an entry for the log of flow run {run}: {error}");
-                    }
-                }
+                continue;
+            }
+            for item in &batch {
+                dropped(item.entry.level, "refused");
+                let run = &item.entry.flow_run_id;
+                tracing::error!("Lost an entry for the log of flow run {run}: {error}");
             }
         }
+        written
     }
 
     /// Writes a batch until it is there, refused, or suspected to be what makes it fail. After a
@@ -384,12 +466,26 @@ impl Writer {
                 Err(error) => return Err(error),
             };
             tracing::warn!("Failed to write flow-run logs, will try again: {error}");
+            failures += 1;
+            if let Error::Refused(_) = error {
+                // It was answered: what is there is there now.
+                let mut at_once = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
+                self.keep_unwritten(batch, &mut at_once, error.clone())
+                    .await?;
+                return match batch.is_empty() {
+                    true => Ok(()),
+                    false => Err(error),
+                };
+            }
             // What was slow and got no answer may take as long again to be there.
             sleep(began.elapsed()).await;
             self.keep_unwritten(batch, &mut backoff, error.clone())
                 .await?;
-            failures += 1;
-            if failures == SUSPECT && !batch.is_empty() {
+            let suspect = match error {
+                Error::Unclear { .. } => SUSPECT_WHEN_UNCLEAR,
+                _ => SUSPECT,
+            };
+            if failures == suspect && !batch.is_empty() {
                 return Err(error);
             }
         }
@@ -470,6 +566,7 @@ mod tests {
             entry,
             queued: Instant::now(),
             doubtful: false,
+            failures: 0,
             settled: Box::new(oneshot::channel().0),
         }
     }

@@ -209,6 +209,7 @@ impl Cluster {
                 own: !self.others.load(Ordering::SeqCst),
                 created_at: Some(job.created_at),
                 ended_at: None,
+                retention: None,
                 findings,
             };
             seen.insert(name.clone(), observation);

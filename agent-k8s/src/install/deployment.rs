@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
-    HTTPGetAction, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext,
-    TopologySpreadConstraint, Volume, VolumeMount,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
+    EnvVarSource, HTTPGetAction, LocalObjectReference, PodSecurityContext, PodSpec,
+    PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector,
+    SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{API_KEY, Install, Key, PORT, TEMPLATE_DIR};
+use super::{API_KEY, Install, Key, PORT, STATE_DIR, TEMPLATE_DIR};
 
 /// The user and group that distroless images call `nonroot`.
 const USER: i64 = 65_532;
@@ -21,6 +21,8 @@ const USER: i64 = 65_532;
 const MEMORY: (&str, &str) = ("64Mi", "256Mi");
 /// A run costs about a millisecond; there is no limit, which would only make it late.
 const CPU: &str = "50m";
+/// What the agent keeps between crashes is a few KB.
+const STATE: &str = "16Mi";
 /// What the port is called.
 pub(super) const PORT_NAME: &str = "http";
 
@@ -59,6 +61,7 @@ impl Install {
                 run_as_non_root: Some(true),
                 run_as_user: Some(USER),
                 run_as_group: Some(USER),
+                fs_group: Some(USER),
                 seccomp_profile: Some(SeccompProfile {
                     type_: "RuntimeDefault".to_owned(),
                     ..SeccompProfile::default()
@@ -76,16 +79,7 @@ impl Install {
                 ..TopologySpreadConstraint::default()
             }]),
             containers: vec![self.container()],
-            volumes: self.job_template.as_ref().map(|map| {
-                vec![Volume {
-                    name: "template".to_owned(),
-                    config_map: Some(ConfigMapVolumeSource {
-                        name: map.name.clone(),
-                        ..ConfigMapVolumeSource::default()
-                    }),
-                    ..Volume::default()
-                }]
-            }),
+            volumes: Some(self.volumes()),
             ..PodSpec::default()
         }
     }
@@ -132,16 +126,45 @@ impl Install {
                 }),
                 ..SecurityContext::default()
             }),
-            volume_mounts: self.job_template.as_ref().map(|_| {
-                vec![VolumeMount {
-                    name: "template".to_owned(),
-                    mount_path: TEMPLATE_DIR.to_owned(),
-                    read_only: Some(true),
-                    ..VolumeMount::default()
-                }]
-            }),
+            volume_mounts: Some(self.mounts()),
             ..Container::default()
         }
+    }
+
+    fn volumes(&self) -> Vec<Volume> {
+        // It outlives a container that crashes.
+        let state = Volume {
+            name: "state".to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(Quantity(STATE.to_owned())),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..Volume::default()
+        };
+        let template = self.job_template.as_ref().map(|map| Volume {
+            name: "template".to_owned(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: map.name.clone(),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+        [state].into_iter().chain(template).collect()
+    }
+
+    fn mounts(&self) -> Vec<VolumeMount> {
+        let state = VolumeMount {
+            name: "state".to_owned(),
+            mount_path: STATE_DIR.to_owned(),
+            ..VolumeMount::default()
+        };
+        let template = self.job_template.as_ref().map(|_| VolumeMount {
+            name: "template".to_owned(),
+            mount_path: TEMPLATE_DIR.to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+        [state].into_iter().chain(template).collect()
     }
 
     fn environment(&self) -> Vec<EnvVar> {
@@ -168,7 +191,12 @@ impl Install {
                 }),
             }
         });
-        plain.chain(key).collect()
+        let state = EnvVar {
+            name: "PREFECT_AGENT_STATE_DIR".to_owned(),
+            value: Some(STATE_DIR.to_owned()),
+            value_from: None,
+        };
+        plain.chain([state]).chain(key).collect()
     }
 }
 

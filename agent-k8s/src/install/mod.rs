@@ -23,6 +23,8 @@ pub const NAME: &str = "prefect-agent";
 pub const API_KEY: &str = "PREFECT__CLOUD__API_KEY";
 /// The port of the agent's HTTP endpoint.
 pub const PORT: u16 = 8080;
+/// Where the agent keeps what a crash of its container must not take away.
+pub const STATE_DIR: &str = "/var/run/prefect-agent";
 /// Where the agent's job template is mounted.
 pub const TEMPLATE_DIR: &str = "/etc/prefect-agent/template";
 
@@ -49,6 +51,8 @@ pub struct Install {
     pub service_account: Option<String>,
     /// Whether the agent is given the permissions that it needs.
     pub rbac: bool,
+    /// The Lease that its replicas share, to tell which of them supervises.
+    pub lease: String,
     /// How many agents.
     pub replicas: i32,
     /// A ConfigMap that holds the agent's job template.
@@ -94,7 +98,7 @@ impl Install {
             objects.push(typed(&self.secret(key)));
         }
         if self.rbac {
-            let mut role = access::role(&self.name, &self.namespace, &access::rules());
+            let mut role = access::role(&self.name, &self.namespace, &access::rules(&self.lease));
             role.metadata = self.metadata(&self.namespace);
             objects.push(typed(&role));
             objects.push(typed(&self.role_binding()));

@@ -12,6 +12,7 @@ impl Install {
         label("the name of the agent's objects", &self.name)?;
         label("the agent's namespace", &self.agent_namespace)?;
         label("the namespace of the Jobs", &self.namespace)?;
+        subdomain("the Lease", &self.lease)?;
         if let Some(name) = &self.service_account {
             subdomain("the agent's service account", name)?;
         }

@@ -21,6 +21,7 @@ fn plain() -> Install {
         image_pull_secrets: Vec::new(),
         service_account: None,
         rbac: false,
+        lease: "prefect-agent-x".to_owned(),
         replicas: 1,
         job_template: None,
         pod_disruption_budget: false,

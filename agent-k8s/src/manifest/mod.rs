@@ -15,7 +15,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use agent_core::run_config::{KubernetesRun, RunConfig};
-use agent_core::{Error, Flow, FlowRun, LONGEST_MESSAGE, Result, TemplateStore, Work, clip};
+use agent_core::{
+    Error, Flow, FlowRun, LONGEST_MESSAGE, Result, Retention, TemplateStore, Work, clip,
+};
 use k8s_openapi::api::batch::v1::Job;
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
@@ -26,6 +28,7 @@ pub use self::resources::JobResources;
 use self::room::{Room, Taken};
 use self::shape::{Misfit, describe, mapping, mapping_at};
 use self::template::{Found, Templates};
+use crate::keep::{self, KEEP};
 use crate::weight::{json_length, weight};
 
 /// Label that groups a Job with its pods; the value also ends the Job's name.
@@ -83,6 +86,8 @@ pub struct ManifestSettings {
     /// Whether flows send their logs to the API: `true`, `false`, or what else somebody wrote, which
     /// Prefect takes for true.
     pub send_flow_run_logs: String,
+    /// How long Jobs are kept after their end, if not as is usual: they say so in an annotation.
+    pub retention: Option<Retention>,
     /// Changes to every Job, made last.
     pub patch: Option<JobPatch>,
 }
@@ -343,6 +348,10 @@ impl Parts<'_> {
         };
         let name = format!("{name}-{}", self.identifier);
         metadata.insert("name".to_owned(), name.into());
+        if let Some(retention) = self.settings.retention {
+            let annotations = mapping_at(job, &["metadata", "annotations"])?;
+            annotations.insert(KEEP.to_owned(), keep::format(retention).into());
+        }
         for path in [
             &["metadata", "labels"][..],
             &["spec", "template", "metadata", "labels"],

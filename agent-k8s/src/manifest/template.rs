@@ -206,7 +206,15 @@ impl Templates {
     }
 
     async fn load(&self, location: &str, origin: TemplateOrigin) -> Result<Found> {
-        let template = self.store.load(location, origin).await?;
+        let loaded = self.store.load(location, origin).await;
+        let template = loaded.map_err(|error| match (origin, error) {
+            // A place that a flow names and that does not answer is the run's trouble, not everybody's.
+            (
+                TemplateOrigin::Flow,
+                Error::Transient { message, .. } | Error::Unclear { message, .. },
+            ) => Error::Refused(message),
+            (_, error) => error,
+        })?;
         let key = (location.to_owned(), origin);
         let known = self.parsed().get(&key, &template);
         let (content, room) = match known {

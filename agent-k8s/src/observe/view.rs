@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 
-use agent_core::FlowRunId;
+use agent_core::{FlowRunId, Retention};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::notes::{Notes, REPORTED};
 use super::read::{ContainerStatus, Event, Job, Pod};
+use crate::keep::{self, KEEP};
 use crate::manifest::{FLOW_RUN_ID, IDENTIFIER, LABELS};
 
 /// What is kept of a Job.
@@ -22,6 +23,8 @@ pub(super) struct JobView {
     pub(super) ending: bool,
     /// Whether the Job was made by an agent with our labels.
     pub(super) own: bool,
+    /// How long its agent keeps it, if it says so.
+    pub(super) retention: Option<Retention>,
     pub(super) complete: bool,
     /// The message of the condition Failed.
     pub(super) failed: Option<String>,
@@ -48,6 +51,10 @@ impl JobView {
             ending: notes.0.keys().any(|key| super::diagnose::ends(key)),
             told: notes.told(),
             own: agents_labels(job) == Some(labels),
+            retention: job
+                .annotations()
+                .get(KEEP)
+                .and_then(|text| keep::parse(text)),
             complete: condition("Complete").is_some(),
             failed: condition("Failed").map(|one| {
                 let reason = one.reason.as_deref().unwrap_or_default();

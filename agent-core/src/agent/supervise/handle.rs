@@ -9,7 +9,7 @@ use tracing::Instrument;
 use super::Supervisor;
 use super::table::{Job, Own};
 use crate::failpoint;
-use crate::observation::{Finding, JobState, Observation};
+use crate::observation::{Finding, JobState, Observation, Retention};
 use crate::{Error, FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
 
 /// The pause before another look at an ended job of which its run's owner may not know yet.
@@ -83,7 +83,7 @@ impl Supervisor {
             due.push(finding);
             delete = true;
         }
-        delete &= self.shared.options.delete_finished || ended_without.is_some();
+        delete &= self.retention(&seen) != Retention::Forever || ended_without.is_some();
         delete &= seen.state != JobState::Gone && !job.own.deleted;
         if due.is_empty() && !delete {
             return Ok(None);
@@ -267,7 +267,7 @@ impl Supervisor {
                 || job.own.handled.contains(&finding.key)
                 || finding.not_before.is_none_or(|at| at <= now)
         });
-        found && !self.shared.options.delete_finished
+        found && self.retention(&job.seen) == Retention::Forever
     }
 
     /// Fails the run if a finding says so; first the consequence, which is harmless to repeat, then
@@ -381,12 +381,24 @@ impl Supervisor {
         Ok(())
     }
 
-    /// How much longer an ended job is kept.
-    fn kept(&self, seen: &Observation) -> Duration {
+    /// Returns how long a job is kept after its end.
+    fn retention(&self, seen: &Observation) -> Retention {
         let options = &self.shared.options;
-        let keep = match seen.state {
-            JobState::Succeeded => options.keep_succeeded,
-            JobState::Failed => options.keep_failed,
+        let own = match options.delete_finished {
+            true => Retention::For {
+                succeeded: options.keep_succeeded,
+                failed: options.keep_failed,
+            },
+            false => Retention::Forever,
+        };
+        seen.retention.unwrap_or(own)
+    }
+
+    /// Returns how much longer an ended job is kept.
+    fn kept(&self, seen: &Observation) -> Duration {
+        let keep = match (seen.state, self.retention(seen)) {
+            (JobState::Succeeded, Retention::For { succeeded, .. }) => succeeded,
+            (JobState::Failed, Retention::For { failed, .. }) => failed,
             _ => Duration::ZERO,
         };
         let now = self.shared.source.now();

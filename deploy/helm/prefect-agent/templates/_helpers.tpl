@@ -37,6 +37,16 @@ https://api.prefect.io
 {{- end -}}
 {{- end }}
 
+{{- /* Agents of one tenant and namespace share a Lease; the Role names it. */ -}}
+{{- define "agent.lease" -}}
+{{- if .Values.prefect.tenantId -}}
+prefect-agent-{{ .Values.prefect.tenantId }}
+{{- else -}}
+{{- $host := regexReplaceAll "^[a-z]+://([^/?#]*@)?([^/?#]*).*$" (include "agent.api" .) "${2}" | lower -}}
+prefect-agent-{{ regexReplaceAll "[^a-z0-9]+" $host "-" | trimAll "-" | trunc 200 | trimSuffix "-" }}
+{{- end -}}
+{{- end }}
+
 {{- define "agent.image" -}}
 {{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
 {{ .Values.image.repository }}{{ ternary "@" ":" (hasPrefix "sha256:" $tag) }}{{ $tag }}
@@ -45,7 +55,7 @@ https://api.prefect.io
 {{- /* Flags on which other objects than the Deployment depend. */ -}}
 {{- define "agent.args" -}}
 {{- range . }}
-{{- if regexMatch "^(--(key|api|backend|namespace|agent-address)(=|$)|-[kab])" . }}
+{{- if regexMatch "^(--(key|api|backend|namespace|agent-address|lease-name)(=|$)|-[kab])" . }}
 {{- fail (printf "extraArgs: %s has a value of its own; see prefect and jobs" (regexFind "^--?[a-z-]+" .)) }}
 {{- end }}
 - {{ include "agent.literal" . }}
