@@ -1,11 +1,11 @@
 //! Rows of an answer, read one by one: one that cannot be read, or takes too much memory, is reduced to
 //! what is needed to say so, and takes no other row with it.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
 use agent_core::clip;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -151,32 +151,70 @@ fn count_values(text: &str) -> usize {
 /// Returns what can be read of a value without a description of what is to be executed: what is nested
 /// too deeply, too long or no JSON number is null.
 fn bare(text: &str, depth: usize, left: &mut usize) -> Value {
-    if depth > MAX_BARE_DEPTH || *left == 0 {
+    if *left == 0 {
         return Value::Null;
     }
     *left -= 1;
     match text.trim_start().as_bytes().first() {
-        Some(b'{') => {
-            let members: BTreeMap<String, &RawValue> =
-                serde_json::from_str(text).unwrap_or_default();
-            let members = members.into_iter().map(|(name, value)| {
-                let value = match DESCRIPTIONS.contains(&name.as_str()) {
-                    true => Value::Null,
-                    false => bare(value.get(), depth + 1, left),
-                };
-                (name, value)
-            });
-            Value::Object(members.collect::<Map<_, _>>())
-        }
-        Some(b'[') => {
-            let items: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
-            let items = items
-                .into_iter()
-                .map(|item| bare(item.get(), depth + 1, left));
-            items.collect()
-        }
+        Some(b'{' | b'[') if depth > MAX_BARE_DEPTH => Value::Null,
+        Some(b'{' | b'[') => serde_json::Deserializer::from_str(text)
+            .deserialize_any(Bare { depth, left })
+            .unwrap_or_default(),
         _ if text.len() > MAX_BARE_TEXT => Value::Null,
         _ => serde_json::from_str(text).unwrap_or_default(),
+    }
+}
+
+/// Reads a list or an object as far as there may be values; what is behind is passed over.
+struct Bare<'l> {
+    depth: usize,
+    /// How many values there may still be.
+    left: &'l mut usize,
+}
+
+impl Bare<'_> {
+    /// Returns what can be read of a part. No part takes more than half of what is left, so that those
+    /// behind a large one have something, too.
+    fn part(&mut self, text: &str) -> Value {
+        let share = self.left.div_ceil(2);
+        let mut left = share;
+        let value = bare(text, self.depth + 1, &mut left);
+        *self.left -= share - left;
+        value
+    }
+}
+
+impl<'de> Visitor<'de> for Bare<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list or an object")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while *self.left > 0
+            && let Some(item) = list.next_element::<&RawValue>()?
+        {
+            items.push(self.part(item.get()));
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut object: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while *self.left > 0
+            && let Some((name, value)) = object.next_entry::<String, &RawValue>()?
+        {
+            let value = match DESCRIPTIONS.contains(&name.as_str()) {
+                true => Value::Null,
+                false => self.part(value.get()),
+            };
+            members.insert(name, value);
+        }
+        while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Value::Object(members))
     }
 }
 
