@@ -4,7 +4,8 @@ use std::fmt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use agent_core::shown::{cut, printable};
+use agent_core::shown::printable;
+use agent_core::{LONGEST_MESSAGE, clip};
 use jiff::Timestamp;
 use kube::config::{ExecConfig, ExecInteractiveMode};
 use secrecy::SecretString;
@@ -76,7 +77,7 @@ impl Plugin {
             .map_err(|error| format!("{self} cannot be read: {error}"))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            let said = cut(said.trim()).into_owned();
+            let said = clip(said.trim(), LONGEST_MESSAGE).into_owned();
             return Err(format!("{self} has failed ({}): {said}", output.status)
                 .trim_end_matches([' ', ':'])
                 .to_owned());

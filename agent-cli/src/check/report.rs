@@ -1,6 +1,7 @@
 //! What was found, for people and for programs.
 
-use agent_core::shown::{cut, one_line, scrub};
+use agent_core::shown::{one_line, scrub};
+use agent_core::{LONGEST_MESSAGE, clip};
 use agent_k8s::yaml;
 use serde_json::{Value, json};
 
@@ -69,7 +70,7 @@ impl Report {
         detail: String,
         remedy: Option<String>,
     ) {
-        let shown = |text: &str| one_line(&cut(&scrub(text))).into_owned();
+        let shown = |text: &str| one_line(&clip(&scrub(text), LONGEST_MESSAGE)).into_owned();
         self.lines.push(Line {
             name,
             verdict,
