@@ -13,9 +13,10 @@ use tokio::time::{Instant, timeout};
 const ONE_COMPLAINT: Duration = Duration::from_secs(1);
 /// How long a request for one run keeps its slot from others: a webhook or a template server that
 /// takes its time holds up that run alone.
-const MAX_SLOT_HOLD: Duration = Duration::from_secs(1);
-/// Slow requests and repeated ones that may go on besides, as a multiple of the slots.
-const SLOW_LANE_FACTOR: usize = 2;
+const MAX_SLOT_HOLD: Duration = Duration::from_millis(500);
+/// Slow requests and repeated ones that may go on besides: as a multiple of the slots, and at least.
+const SLOW_LANE_FACTOR: usize = 4;
+const MIN_SLOW_LANE: usize = 64;
 
 /// Slots for deployments. Their number is halved when a side complains, and grows by one each time
 /// all of them were used without a complaint.
@@ -46,7 +47,7 @@ impl Slots {
         metrics::gauge!("prefect_agent_concurrency").set(most as f64);
         Self {
             semaphore: Semaphore::new(most),
-            slow_lane: Semaphore::new(most * SLOW_LANE_FACTOR),
+            slow_lane: Semaphore::new((most * SLOW_LANE_FACTOR).max(MIN_SLOW_LANE)),
             most,
             state: Mutex::new(State {
                 wanted: most,

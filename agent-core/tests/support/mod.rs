@@ -88,6 +88,8 @@ pub struct Faults {
 #[derive(Debug, Clone, Copy)]
 pub enum Poison {
     Fails,
+    /// The source refuses it, and all that is written with it.
+    IsRefused,
     /// It fails so often, and the next time it is written but the answer is lost.
     FailsAndIsLost(u32),
     Panics,
@@ -119,6 +121,8 @@ pub struct Memory {
     /// What is answered to claims, and to failing runs.
     pub refuse_claims: Mutex<Option<Error>>,
     pub refuse_failing: Mutex<Option<Error>>,
+    /// What is answered to polls.
+    pub refuse_polls: Mutex<Option<Error>>,
     /// Questions for the runs that have ended.
     pub ends_asked: AtomicUsize,
     /// The source keeps every run in its queue.
@@ -148,6 +152,7 @@ impl Memory {
             claims_take: Mutex::default(),
             refuse_claims: Mutex::default(),
             refuse_failing: Mutex::default(),
+            refuse_polls: Mutex::default(),
             ends_asked: AtomicUsize::new(0),
             keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
@@ -245,6 +250,9 @@ impl FlowRunSource for Memory {
         let (before, after) = self.weather().await;
         if before || after {
             return Err(broken());
+        }
+        if let Some(error) = self.refuse_polls.lock().expect("no panics").clone() {
+            return Err(error);
         }
         let runs = self.runs();
         let mut page: Vec<_> = runs
@@ -357,6 +365,7 @@ impl FlowRunSource for Memory {
         {
             match poison {
                 Poison::Fails => return Err(broken()),
+                Poison::IsRefused => return Err(Error::Refused("no such character".to_owned())),
                 Poison::FailsAndIsLost(0) => (*poisoned, after) = (None, true),
                 Poison::FailsAndIsLost(more) => {
                     *poisoned = Some((run, Poison::FailsAndIsLost(more - 1)));
