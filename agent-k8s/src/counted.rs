@@ -76,6 +76,11 @@ pub(crate) fn is_watch(uri: &Uri) -> bool {
         .is_some_and(|query| query.contains("watch=true"))
 }
 
+/// Whether a request is only tried.
+fn is_dry_run(uri: &Uri) -> bool {
+    uri.query().is_some_and(|query| query.contains("dryRun="))
+}
+
 /// The verb and the resource of a request, as access rules name them.
 fn operation(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
     let mut parts = uri.path().rsplit('/');
@@ -91,6 +96,8 @@ fn operation(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
         Method::GET if is_watch(uri) => "watch",
         Method::GET if named || matches!(resource, "log" | "version" | "other") => "get",
         Method::GET => "list",
+        // Nothing is created by that.
+        Method::POST if is_dry_run(uri) => "dry_run",
         Method::POST => "create",
         Method::PUT => "update",
         Method::PATCH => "patch",
@@ -109,6 +116,8 @@ mod tests {
         let named = |method, uri: &'static str| operation(&method, &Uri::from_static(uri));
         let jobs = "/apis/batch/v1/namespaces/jobs/jobs";
         assert_eq!(named(Method::POST, jobs), ("create", "jobs"));
+        let tried = "/apis/batch/v1/namespaces/jobs/jobs?dryRun=All";
+        assert_eq!(named(Method::POST, tried), ("dry_run", "jobs"));
         assert_eq!(named(Method::GET, jobs), ("list", "jobs"));
         let watch = "/api/v1/namespaces/x/pods?watch=true&timeoutSeconds=290";
         assert_eq!(named(Method::GET, watch), ("watch", "pods"));
