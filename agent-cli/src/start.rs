@@ -88,7 +88,10 @@ fn journal(agent_id: &str) -> Option<PathBuf> {
         let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
         Some(PathBuf::from(home).join(".prefect").join("agent-state"))
     })?;
-    Some(folder.join(agent_id))
+    // It names a file, whatever the API calls the agent.
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+    let name: String = agent_id.chars().filter(is_plain).take(64).collect();
+    Some(folder.join(name))
 }
 
 /// Connects to both sides.
