@@ -55,6 +55,7 @@ pub async fn run(mut settings: Settings) -> Result<()> {
     )
     .with_graces(settings.graces)
     .with_output_lines(settings.output_lines)
+    .with_kept_jobs(!settings.delete_finished_jobs)
     .with_lease(lease, identity(), settings.lease_duration);
     let agent = Agent::builder(api, Arc::new(backend))
         .name(&settings.name)

@@ -43,7 +43,7 @@ pub use error::{Error, Result};
 pub use flow_run::{Flow, FlowRun, FlowRunId, Work};
 pub use log::{LogEntry, LogLevel};
 pub use moment::Moment;
-pub use observation::{Finding, JobState, Observation, Retention, Sighting, Turn};
+pub use observation::{Finding, JobState, Observation, Sighting, Turn};
 pub use source::{Claim, FlowRunSource, Ready, ReadyQuery, Registration};
 pub use state::{Phase, State};
 pub use template::{Template, TemplateLocation, TemplateOrigin, TemplateStore};

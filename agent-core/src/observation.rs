@@ -1,7 +1,5 @@
 //! What a backend sees of its jobs, and what follows for their runs.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -40,9 +38,8 @@ pub struct Observation {
     pub created_at: Option<Timestamp>,
     /// When it ended, if it has and if that is known.
     pub ended_at: Option<Timestamp>,
-    /// How long whoever made it wants it to be kept, if that is known; else it is kept as this agent
-    /// keeps its own.
-    pub retention: Option<Retention>,
+    /// Whether the agent that created it keeps its jobs, whatever this one does with its own.
+    pub kept: bool,
     /// What was found about it, in the order in which it is told.
     pub findings: Vec<Finding>,
 }
@@ -76,20 +73,6 @@ impl Observation {
         self.state = JobState::Gone;
         self
     }
-}
-
-/// How long a job is kept after it has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retention {
-    /// It is never deleted for having ended.
-    Forever,
-    /// It is deleted after a while.
-    For {
-        /// When it has ended well.
-        succeeded: Duration,
-        /// When it has not.
-        failed: Duration,
-    },
 }
 
 /// Where a job stands.

@@ -13,11 +13,13 @@ use agent_core::{
 use support::{Jobs, Memory, Poison, Running, until};
 use tokio::time::{Instant, sleep};
 
+/// Whether a run's job can be created, and after what time the answer comes.
+type Answer = dyn Fn(&FlowRunId) -> (Duration, Result<()>) + Send + Sync;
+
 /// Jobs in memory, of which some cannot be created.
 struct Picky {
     jobs: Arc<Jobs>,
-    /// Whether a run's job can be created, and after what time the answer comes.
-    answer: Box<dyn Fn(&FlowRunId) -> (Duration, Result<()>) + Send + Sync>,
+    answer: Box<Answer>,
     preflight: Mutex<Result<()>>,
 }
 

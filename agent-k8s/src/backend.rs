@@ -54,6 +54,7 @@ pub struct KubernetesBackend {
     noted: Mutex<HashMap<String, PartialObjectMeta<Job>>>,
     lease: Option<Arc<Lease>>,
     output: Output,
+    keeps_jobs: bool,
 }
 
 impl KubernetesBackend {
@@ -70,7 +71,15 @@ impl KubernetesBackend {
             noted: Mutex::default(),
             lease: None,
             output: Output::default(),
+            keeps_jobs: false,
         }
+    }
+
+    /// Says on each Job that it is kept for good, whichever replica supervises.
+    #[must_use]
+    pub fn with_kept_jobs(mut self, keep: bool) -> Self {
+        self.keeps_jobs = keep;
+        self
     }
 
     /// How patient it is with Jobs that do not get on.
@@ -278,7 +287,10 @@ impl JobBackend for KubernetesBackend {
     async fn submit(&self, run: &FlowRun) -> Result<Submission> {
         for salt in 0..SALTS {
             let identifier = manifest::identifier(&run.attempt, salt);
-            let manifest = self.manifests.build(run, &identifier).await?;
+            let mut manifest = self.manifests.build(run, &identifier).await?;
+            if self.keeps_jobs {
+                manifest.keep();
+            }
             let name = manifest["metadata"]["name"]
                 .as_str()
                 .unwrap_or_default()

@@ -25,7 +25,6 @@ mod counted;
 mod credentials;
 mod error;
 pub mod install;
-mod keep;
 mod lease;
 pub mod manifest;
 mod observe;

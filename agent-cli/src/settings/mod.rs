@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent_api_client::{ApiSettings, Backend};
-use agent_core::Retention;
 use agent_k8s::{Graces, ManifestSettings};
 use agent_templates::TemplateSettings;
 use anyhow::{Context, Error, Result, bail};
@@ -128,7 +127,6 @@ impl Settings {
         let delete_finished_jobs = deletion(&mut from, args);
         let keep_jobs = (args.keep_succeeded_jobs, args.keep_failed_jobs);
         let manifest = ManifestSettings {
-            retention: retention(delete_finished_jobs, keep_jobs),
             backend,
             api: url.clone(),
             key: key.clone(),
@@ -242,15 +240,6 @@ fn unread(config: &Config) -> Vec<String> {
         format!("{variable} has no effect, as with the Python agent; use {flag}")
     })
     .collect()
-}
-
-/// Returns how long Jobs are kept after their end, unless that is not at all, as is usual.
-fn retention(deleted: bool, (succeeded, failed): (Duration, Duration)) -> Option<Retention> {
-    match deleted {
-        false => Some(Retention::Forever),
-        true if succeeded.is_zero() && failed.is_zero() => None,
-        true => Some(Retention::For { succeeded, failed }),
-    }
 }
 
 /// Deletion is on unless somebody turns it off; only `True` is on.

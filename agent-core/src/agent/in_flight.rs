@@ -254,7 +254,7 @@ mod tests {
             own: true,
             created_at: None,
             ended_at: None,
-            retention: None,
+            kept: false,
             findings: Vec::new(),
         }
     }

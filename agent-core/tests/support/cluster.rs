@@ -209,7 +209,7 @@ impl Cluster {
                 own: !self.others.load(Ordering::SeqCst),
                 created_at: Some(job.created_at),
                 ended_at: None,
-                retention: None,
+                kept: false,
                 findings,
             };
             seen.insert(name.clone(), observation);

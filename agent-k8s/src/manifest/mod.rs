@@ -15,9 +15,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use agent_core::run_config::{KubernetesRun, RunConfig};
-use agent_core::{
-    Error, Flow, FlowRun, LONGEST_MESSAGE, Result, Retention, TemplateStore, Work, clip,
-};
+use agent_core::{Error, Flow, FlowRun, LONGEST_MESSAGE, Result, TemplateStore, Work, clip};
 use k8s_openapi::api::batch::v1::Job;
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
@@ -28,7 +26,6 @@ pub use self::resources::JobResources;
 use self::room::{Room, Taken};
 use self::shape::{Misfit, describe, mapping, mapping_at};
 use self::template::{Found, Templates};
-use crate::keep::{self, KEEP};
 use crate::weight::{json_length, weight};
 
 /// Label that groups a Job with its pods; the value also ends the Job's name.
@@ -37,6 +34,10 @@ pub const IDENTIFIER: &str = "prefect.io/identifier";
 pub const FLOW_RUN_ID: &str = "prefect.io/flow_run_id";
 /// Label that holds the flow's id.
 pub const FLOW_ID: &str = "prefect.io/flow_id";
+
+/// Annotation of a Job, `true` where its agent keeps its Jobs: the replica that supervises may have been
+/// started with other flags.
+pub const KEEP: &str = "prefect.io/keep";
 
 /// Variable that tells a flow the labels of the agent which made its Job.
 pub(crate) const LABELS: &str = "PREFECT__CLOUD__AGENT__LABELS";
@@ -86,8 +87,6 @@ pub struct ManifestSettings {
     /// Whether flows send their logs to the API: `true`, `false`, or what else somebody wrote, which
     /// Prefect takes for true.
     pub send_flow_run_logs: String,
-    /// How long Jobs are kept after their end, if not as is usual: they say so in an annotation.
-    pub retention: Option<Retention>,
     /// Changes to every Job, made last.
     pub patch: Option<JobPatch>,
 }
@@ -130,6 +129,14 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Says in an annotation that the Job is kept.
+    pub(crate) fn keep(&mut self) {
+        // What is no mapping there is refused with the rest.
+        if let Ok(annotations) = mapping_at(&mut self.value, &["metadata", "annotations"]) {
+            annotations.insert(KEEP.to_owned(), "true".into());
+        }
+    }
+
     /// The manifest as JSON.
     pub fn into_value(self) -> Value {
         self.value
@@ -348,10 +355,6 @@ impl Parts<'_> {
         };
         let name = format!("{name}-{}", self.identifier);
         metadata.insert("name".to_owned(), name.into());
-        if let Some(retention) = self.settings.retention {
-            let annotations = mapping_at(job, &["metadata", "annotations"])?;
-            annotations.insert(KEEP.to_owned(), keep::format(retention).into());
-        }
         for path in [
             &["metadata", "labels"][..],
             &["spec", "template", "metadata", "labels"],

@@ -199,7 +199,7 @@ impl Index {
             own: job.own,
             created_at: None,
             ended_at: None,
-            retention: job.retention,
+            kept: job.kept,
         })
     }
 
@@ -356,7 +356,7 @@ impl Index {
             job: job.name.clone(),
             flow_run_id: job.run.clone(),
             own: job.own,
-            retention: job.retention,
+            kept: job.kept,
             created_at: job.created_at,
             ended_at: job.ended_at,
             state: match (job.complete, &job.failed) {
@@ -421,7 +421,7 @@ mod tests {
             told: told.iter().map(|key| (*key).to_owned()).collect(),
             ending: !told.is_empty(),
             own: true,
-            retention: None,
+            kept: false,
             complete: false,
             failed: failed.map(str::to_owned),
             deleting: failed.is_some(),

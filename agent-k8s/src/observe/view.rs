@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 
-use agent_core::{FlowRunId, Retention};
+use agent_core::FlowRunId;
 use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::notes::{Notes, REPORTED};
 use super::read::{ContainerStatus, Event, Job, Pod};
-use crate::keep::{self, KEEP};
-use crate::manifest::{FLOW_RUN_ID, IDENTIFIER, LABELS};
+use crate::manifest::{FLOW_RUN_ID, IDENTIFIER, KEEP, LABELS};
 
 /// What is kept of a Job.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,8 +22,8 @@ pub(super) struct JobView {
     pub(super) ending: bool,
     /// Whether the Job was made by an agent with our labels.
     pub(super) own: bool,
-    /// How long its agent keeps it, if it says so.
-    pub(super) retention: Option<Retention>,
+    /// Whether its agent keeps its Jobs.
+    pub(super) kept: bool,
     pub(super) complete: bool,
     /// The message of the condition Failed.
     pub(super) failed: Option<String>,
@@ -51,10 +50,10 @@ impl JobView {
             ending: notes.0.keys().any(|key| super::diagnose::ends(key)),
             told: notes.told(),
             own: agents_labels(job) == Some(labels),
-            retention: job
+            kept: job
                 .annotations()
                 .get(KEEP)
-                .and_then(|text| keep::parse(text)),
+                .is_some_and(|keep| keep == "true"),
             complete: condition("Complete").is_some(),
             failed: condition("Failed").map(|one| {
                 let reason = one.reason.as_deref().unwrap_or_default();

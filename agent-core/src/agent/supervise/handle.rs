@@ -9,7 +9,7 @@ use tracing::Instrument;
 use super::Supervisor;
 use super::table::{Job, Own};
 use crate::failpoint;
-use crate::observation::{Finding, JobState, Observation, Retention};
+use crate::observation::{Finding, JobState, Observation};
 use crate::{Error, FlowRun, LogEntry, LogLevel, Moment, Phase, Result, State};
 
 /// The pause before another look at an ended job of which its run's owner may not know yet.
@@ -83,7 +83,7 @@ impl Supervisor {
             due.push(finding);
             delete = true;
         }
-        delete &= self.retention(&seen) != Retention::Forever || ended_without.is_some();
+        delete &= !self.keeps(&seen) || ended_without.is_some();
         delete &= seen.state != JobState::Gone && !job.own.deleted;
         if due.is_empty() && !delete {
             return Ok(None);
@@ -267,7 +267,7 @@ impl Supervisor {
                 || job.own.handled.contains(&finding.key)
                 || finding.not_before.is_none_or(|at| at <= now)
         });
-        found && self.retention(&job.seen) == Retention::Forever
+        found && self.keeps(&job.seen)
     }
 
     /// Fails the run if a finding says so; first the consequence, which is harmless to repeat, then
@@ -381,24 +381,17 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Returns how long a job is kept after its end.
-    fn retention(&self, seen: &Observation) -> Retention {
-        let options = &self.shared.options;
-        let own = match options.delete_finished {
-            true => Retention::For {
-                succeeded: options.keep_succeeded,
-                failed: options.keep_failed,
-            },
-            false => Retention::Forever,
-        };
-        seen.retention.unwrap_or(own)
+    /// Returns whether a job is kept for good.
+    fn keeps(&self, seen: &Observation) -> bool {
+        seen.kept || !self.shared.options.delete_finished
     }
 
-    /// Returns how much longer an ended job is kept.
+    /// How much longer an ended job is kept.
     fn kept(&self, seen: &Observation) -> Duration {
-        let keep = match (seen.state, self.retention(seen)) {
-            (JobState::Succeeded, Retention::For { succeeded, .. }) => succeeded,
-            (JobState::Failed, Retention::For { failed, .. }) => failed,
+        let options = &self.shared.options;
+        let keep = match seen.state {
+            JobState::Succeeded => options.keep_succeeded,
+            JobState::Failed => options.keep_failed,
             _ => Duration::ZERO,
         };
         let now = self.shared.source.now();

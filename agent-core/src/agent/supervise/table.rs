@@ -425,7 +425,7 @@ mod tests {
             own: true,
             created_at: None,
             ended_at: None,
-            retention: None,
+            kept: false,
             findings: Vec::new(),
         };
         metrics::with_local_recorder(&recorder, || {
