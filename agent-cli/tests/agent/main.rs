@@ -4,6 +4,7 @@ mod again;
 mod checking;
 mod crashing;
 mod deploying;
+mod isolation;
 mod observing;
 mod replacing;
 mod replicas;

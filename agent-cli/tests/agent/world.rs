@@ -185,7 +185,7 @@ impl World {
 pub(crate) struct Endpoint(String);
 
 impl Endpoint {
-    fn free() -> Self {
+    pub(crate) fn free() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         Self(format!("http://127.0.0.1:{}", free_port()))
     }
@@ -259,9 +259,14 @@ impl Agent {
         self.output.lock().expect("no panics").clone()
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// The process's id.
+    pub(crate) fn pid(&self) -> i32 {
         let pid = self.child.id().expect("it runs");
-        kill(Pid::from_raw(pid.try_into().expect("a pid")), signal).expect("it runs");
+        pid.try_into().expect("a pid")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("it runs");
     }
 
     /// Waits for the end; the exit code, and everything that was printed.

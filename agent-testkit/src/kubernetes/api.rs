@@ -245,7 +245,16 @@ impl KubernetesApi {
 
     /// A kubeconfig file for this cluster, with `default` as its namespace.
     pub fn kubeconfig_yaml(&self) -> String {
-        let user = match &self.cluster.access().token {
+        self.kubeconfig_with(self.cluster.access().token.as_deref())
+    }
+
+    /// The same for a user of this name, to a cluster that takes any token; see [`Self::deny_user`].
+    pub fn kubeconfig_yaml_of(&self, user: &str) -> String {
+        self.kubeconfig_with(Some(user))
+    }
+
+    fn kubeconfig_with(&self, token: Option<&str>) -> String {
+        let user = match token {
             Some(token) => format!("{{token: {}}}", json!(token)),
             None => "{}".to_owned(),
         };
@@ -282,6 +291,21 @@ impl KubernetesApi {
             .access()
             .denied
             .remove(&(verb.into(), resource.into()));
+    }
+
+    /// Forbids one user a verb on a resource from now on; `*` stands for any. Users are told apart
+    /// by the tokens in their [kubeconfigs](Self::kubeconfig_yaml_of).
+    pub fn deny_user(&self, user: &str, verb: &str, resource: &str) {
+        let mut access = self.cluster.access();
+        let denied = access.denied_users.entry(user.into()).or_default();
+        denied.insert((verb.into(), resource.into()));
+    }
+
+    /// Takes back [`Self::deny_user`].
+    pub fn allow_user(&self, user: &str, verb: &str, resource: &str) {
+        if let Some(denied) = self.cluster.access().denied_users.get_mut(user) {
+            denied.remove(&(verb.into(), resource.into()));
+        }
     }
 
     /// Asks this admission webhook from now on; see [`KubernetesApiBuilder::admission`].

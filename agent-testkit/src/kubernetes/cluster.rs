@@ -78,15 +78,19 @@ pub(crate) struct Options {
 pub(crate) struct Access {
     /// Pairs of verb and resource; `*` stands for any.
     pub(crate) denied: BTreeSet<(String, String)>,
+    /// The same for single users.
+    pub(crate) denied_users: BTreeMap<String, BTreeSet<(String, String)>>,
     pub(crate) token: Option<String>,
 }
 
 impl Access {
-    pub(crate) fn allows(&self, verb: &str, resource: &str) -> bool {
+    pub(crate) fn allows(&self, user: Option<&str>, verb: &str, resource: &str) -> bool {
         let any = |one: &str, wanted: &str| one == "*" || one == wanted;
+        let of_user = user.and_then(|user| self.denied_users.get(user));
         !self
             .denied
             .iter()
+            .chain(of_user.into_iter().flatten())
             .any(|(denied, from)| any(denied, verb) && any(from, resource))
     }
 }

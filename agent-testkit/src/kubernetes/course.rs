@@ -100,6 +100,7 @@ pub struct Course {
     pub(crate) plan: Plan,
     pub(crate) pending: Duration,
     pub(crate) log: String,
+    pub(crate) termination_message: Option<String>,
 }
 
 impl Course {
@@ -108,6 +109,7 @@ impl Course {
             plan,
             pending: Duration::from_millis(5),
             log: String::new(),
+            termination_message: None,
         }
     }
 
@@ -200,6 +202,12 @@ impl Course {
     /// What the container writes to its log once it starts.
     pub fn with_log(mut self, log: impl Into<String>) -> Self {
         self.log = log.into();
+        self
+    }
+
+    /// What the container leaves in its termination message file.
+    pub fn with_termination_message(mut self, message: impl Into<String>) -> Self {
+        self.termination_message = Some(message.into());
         self
     }
 }

@@ -117,7 +117,7 @@ fn respond(
                 None => Err(Refused::no_resource()),
             },
         },
-        Route::AccessReview => review(cluster, &body),
+        Route::AccessReview => review(cluster, bearer(parts), &body),
         Route::Objects(target) => {
             authorize(cluster, parts, target, parameters)?;
             objects(cluster, parts, &body, target, parameters, fault)
@@ -130,12 +130,16 @@ fn authenticate(cluster: &Cluster, parts: &Parts) -> Outcome<()> {
     let Some(token) = &access.token else {
         return Ok(());
     };
-    let sent = parts.headers.get(header::AUTHORIZATION);
-    let sent = sent.and_then(|value| value.to_str().ok());
-    match sent.and_then(|value| value.strip_prefix("Bearer ")) == Some(token) {
+    match bearer(parts) == Some(token) {
         true => Ok(()),
         false => Err(Refused::unauthorized()),
     }
+}
+
+/// The token of a request, which names its user where any token will do.
+fn bearer(parts: &Parts) -> Option<&str> {
+    let sent = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    sent.strip_prefix("Bearer ")
 }
 
 fn authorize(
@@ -146,7 +150,8 @@ fn authorize(
 ) -> Outcome<()> {
     let verb = target.verb(&parts.method, parameters.flag("watch"));
     let resource = target.resource();
-    if cluster.access().allows(verb, &resource) {
+    let user = bearer(parts);
+    if cluster.access().allows(user, verb, &resource) {
         return Ok(());
     }
     let kind = &KINDS[target.kind];
@@ -156,7 +161,8 @@ fn authorize(
     };
     let why = format!(
         "User {:?} cannot {verb} resource {resource:?} in API group {:?} {place}",
-        cluster.options.user, kind.group
+        user.unwrap_or(&cluster.options.user),
+        kind.group
     );
     Err(Refused::forbidden(
         kind,
@@ -165,7 +171,7 @@ fn authorize(
     ))
 }
 
-fn review(cluster: &Cluster, body: &Bytes) -> Outcome<Response> {
+fn review(cluster: &Cluster, user: Option<&str>, body: &Bytes) -> Outcome<Response> {
     let mut review = parse(body)?;
     let asked = &review["spec"]["resourceAttributes"];
     let resource = match asked["subresource"].as_str().filter(|sub| !sub.is_empty()) {
@@ -173,7 +179,7 @@ fn review(cluster: &Cluster, body: &Bytes) -> Outcome<Response> {
         None => asked["resource"].as_str().unwrap_or_default().to_owned(),
     };
     let verb = asked["verb"].as_str().unwrap_or_default();
-    let allowed = cluster.access().allows(verb, &resource);
+    let allowed = cluster.access().allows(user, verb, &resource);
     review["kind"] = json!("SelfSubjectAccessReview");
     review["apiVersion"] = json!("authorization.k8s.io/v1");
     review["status"] = json!({"allowed": allowed});

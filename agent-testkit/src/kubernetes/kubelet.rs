@@ -50,7 +50,7 @@ impl Pod {
                     None => self.fail_to_pull(message).await,
                     Some(after) => {
                         self.pull_once_in_vain(message).await;
-                        self.run(*after, PodEnd::Succeeded, listener).await
+                        self.run(*after, PodEnd::Succeeded, course, listener).await
                     }
                 }
             }
@@ -63,17 +63,23 @@ impl Pod {
             Plan::Ends { after, end } => {
                 self.schedule();
                 tokio::time::sleep(course.pending).await;
-                self.run(*after, end.clone(), listener).await
+                self.run(*after, end.clone(), course, listener).await
             }
             Plan::FailedCreate { .. } => PodEnd::Deleted,
         }
     }
 
-    async fn run(&self, after: Duration, end: PodEnd, listener: &impl Listener) -> PodEnd {
+    async fn run(
+        &self,
+        after: Duration,
+        end: PodEnd,
+        course: &Course,
+        listener: &impl Listener,
+    ) -> PodEnd {
         self.start(listener);
         tokio::time::sleep(after).await;
         listener.finished(&end);
-        self.terminate(&end);
+        self.terminate(&end, course.termination_message.as_deref());
         end
     }
 
@@ -177,7 +183,7 @@ impl Pod {
         listener.started();
     }
 
-    fn terminate(&self, end: &PodEnd) {
+    fn terminate(&self, end: &PodEnd, message: Option<&str>) {
         let (code, reason) = match end {
             PodEnd::Succeeded => (0, "Completed"),
             PodEnd::Exited(code) => (*code, "Error"),
@@ -209,6 +215,9 @@ impl Pod {
                 });
                 if let PodEnd::Signalled(signal) = end {
                     terminated["signal"] = json!(signal);
+                }
+                if let Some(message) = message {
+                    terminated["message"] = json!(message);
                 }
                 container["ready"] = json!(false);
                 container["started"] = json!(false);

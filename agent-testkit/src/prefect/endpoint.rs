@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::schema::{Api, is_invalid_query, variables};
+use super::seed::spell_out;
 use super::shared::{Auth, Caller, Shared};
 use crate::faults::{answer, inject};
 use crate::requests::RequestRecord;
@@ -156,6 +157,7 @@ impl Endpoint {
             return bad_request(&errors);
         }
         let text = serde_json::to_string(&response).unwrap_or_default();
+        let text = spell_out(text);
         answer(StatusCode::OK, "application/json; charset=utf-8", text)
     }
 

@@ -18,5 +18,5 @@ mod store;
 
 pub use api::{FlowRunSnapshot, PrefectApi, PrefectApiBuilder};
 pub use rows::{AgentRow, Flow, FlowRunRow, LogRow, StateRecord, TaskRunRow};
-pub use seed::{FlowRunSeed, kubernetes_run};
+pub use seed::{FlowRunSeed, kubernetes_run, verbatim};
 pub use shared::Auth;

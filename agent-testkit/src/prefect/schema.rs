@@ -219,7 +219,16 @@ impl Mutation {
         &self,
         context: &Context<'_>,
         input: WriteRunLogsInput,
-    ) -> Option<SuccessPayload> {
+    ) -> async_graphql::Result<Option<SuccessPayload>> {
+        // The database takes none of a batch in which there is such a text.
+        if input.logs.iter().any(|log| {
+            let message = log.message.as_deref();
+            message.is_some_and(|text| text.contains('\0'))
+        }) {
+            return Err(
+                r"unsupported Unicode escape sequence: \u0000 cannot be converted to text".into(),
+            );
+        }
         let shared = shared(context);
         let arrived = shared.now();
         let mut store = shared.store();
@@ -238,10 +247,10 @@ impl Mutation {
         }
         drop(store);
         shared.changes.mark();
-        Some(SuccessPayload {
+        Ok(Some(SuccessPayload {
             success: true,
             error: None,
-        })
+        }))
     }
 }
 

@@ -181,6 +181,28 @@ impl FlowRunSeed {
     }
 }
 
+const VERBATIM: &str = "testkit-verbatim:";
+
+/// A value that is answered as this JSON text, which need be nothing that a [`Value`] can hold, such
+/// as `1e999`. The text has no quotes.
+pub fn verbatim(text: &str) -> Value {
+    json!(format!("{VERBATIM}{text}"))
+}
+
+/// Replaces the values of [`verbatim`] in an answer.
+pub(crate) fn spell_out(mut answer: String) -> String {
+    let mark = format!("\"{VERBATIM}");
+    while let Some(start) = answer.find(&mark) {
+        let text = start + mark.len();
+        let Some(len) = answer.get(text..).and_then(|rest| rest.find('"')) else {
+            break;
+        };
+        let verbatim = answer[text..text + len].to_owned();
+        answer.replace_range(start..=text + len, &verbatim);
+    }
+    answer
+}
+
 /// A `KubernetesRun` that sets nothing but labels.
 pub fn kubernetes_run(labels: &BTreeSet<String>) -> Value {
     json!({
