@@ -2,7 +2,9 @@
 //! at random while both servers misbehave; then it is checked that nothing was lost or done twice.
 
 mod plan;
+mod poison;
 mod replica;
+mod templates;
 mod verdict;
 mod world;
 
@@ -13,12 +15,15 @@ use anyhow::{Result, bail};
 
 use self::plan::Plan;
 use self::replica::Replicas;
-use self::verdict::violations;
+use self::verdict::{harm, latencies, p99, violations};
 use self::world::World;
 use crate::interrupt::unless_interrupted;
 
 /// How long everything may take to come to rest after the last blow.
 const REST: Duration = Duration::from_secs(180);
+
+/// The share of bad runs among all.
+const POISON_SHARE: f64 = 0.2;
 
 /// The flags of `chaos`.
 #[derive(clap::Args)]
@@ -35,6 +40,10 @@ pub(crate) struct Options {
     /// Replicas of the agent
     #[arg(long, default_value_t = 2)]
     replicas: usize,
+    /// Add bad runs, a fifth of all: templates, run configs, states and pods as no flow should have them,
+    /// drawn from the seed. Each seed is run without them first, to tell whether they delay others
+    #[arg(long)]
+    poison: bool,
     /// Print every blow
     #[arg(long)]
     timeline: bool,
@@ -51,47 +60,16 @@ async fn seeds(options: &Options, binary: &Path) -> Result<()> {
     let first = options.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     let mut broken = Vec::new();
     for seed in first..first + options.seeds {
-        let began = Instant::now();
-        let plan = Plan::draw(seed, options.runs, options.replicas);
-        let world = World::build(&plan).await?;
-        let mut replicas = Replicas::start(binary, &world, options.replicas)?;
-        let mut timeline = Vec::new();
-        for blow in &plan.blows {
-            tokio::time::sleep_until((began + blow.at).into()).await;
-            let what = world.strike(&mut replicas, blow).await?;
-            timeline.push(format!("{:7.3} s  {what}", began.elapsed().as_secs_f64()));
-        }
-        world.calm();
-        replicas.all_up(&world)?;
-        let rested = world.rests(REST).await;
-        let remains = replicas.stop().await?;
-        let mut found = violations(&world, &plan);
-        found.extend(remains.crashes);
-        if let Err(unrest) = rested {
-            found.insert(0, unrest);
-        }
-        println!(
-            "seed {seed}: {} runs, {} blows, {} faults, {:.0} s: {}",
-            plan.runs.len(),
-            plan.blows.len(),
-            world.faults(),
-            began.elapsed().as_secs_f64(),
-            match found.len() {
-                0 => "nothing lost, nothing twice".to_owned(),
-                n => format!("{n} VIOLATIONS"),
+        let plan = || Plan::draw(seed, options.runs, options.replicas);
+        let before = one(options, binary, &plan(), None).await?;
+        let sound = match (before.sound, options.poison) {
+            (true, true) => {
+                let plan = plan().poison(POISON_SHARE);
+                one(options, binary, &plan, Some(before.p99)).await?.sound
             }
-        );
-        if options.timeline || !found.is_empty() {
-            for line in &timeline {
-                println!("  {line}");
-            }
-        }
-        if !found.is_empty() {
-            for one in &found {
-                println!("  violated: {one}");
-            }
-            let written = remains.dir.keep();
-            println!("  what the replicas wrote is in {}", written.display());
+            (sound, _) => sound,
+        };
+        if !sound {
             broken.push(seed);
         }
     }
@@ -99,4 +77,73 @@ async fn seeds(options: &Options, binary: &Path) -> Result<()> {
         bail!("violations with the seeds {broken:?}; repeat one with --seed");
     }
     Ok(())
+}
+
+/// What a plan has come to.
+struct Outcome {
+    /// Whether nothing was violated.
+    sound: bool,
+    /// The time within which 99 of 100 ordinary runs had their Job.
+    p99: Duration,
+}
+
+/// Runs one plan. With bad runs in it, `without` is what the same plan has come to without them.
+async fn one(
+    options: &Options,
+    binary: &Path,
+    plan: &Plan,
+    without: Option<Duration>,
+) -> Result<Outcome> {
+    let began = Instant::now();
+    let world = World::build(plan).await?;
+    let mut replicas = Replicas::start(binary, &world, options.replicas)?;
+    let mut timeline = Vec::new();
+    for blow in &plan.blows {
+        tokio::time::sleep_until((began + blow.at).into()).await;
+        let what = world.strike(&mut replicas, blow).await?;
+        timeline.push(format!("{:7.3} s  {what}", began.elapsed().as_secs_f64()));
+    }
+    world.calm();
+    replicas.all_up(&world)?;
+    let rested = world.rests(REST).await;
+    let remains = replicas.stop().await?;
+    let mut found = violations(&world, plan);
+    found.extend(remains.crashes);
+    if let Err(unrest) = rested {
+        found.insert(0, unrest);
+    }
+    let p99 = p99(&latencies(&world, plan));
+    if let Some(without) = without {
+        found.extend(harm(without, p99, remains.peak_kib));
+    }
+    println!(
+        "seed {}: {} runs, {} bad ones, {} blows, {} faults, {:.0} s, p99 {p99:.1?}, {} MiB: {}",
+        plan.seed,
+        plan.runs.len(),
+        plan.bad.len(),
+        plan.blows.len(),
+        world.faults(),
+        began.elapsed().as_secs_f64(),
+        remains.peak_kib >> 10,
+        match found.len() {
+            0 => "nothing lost, nothing twice".to_owned(),
+            n => format!("{n} VIOLATIONS"),
+        }
+    );
+    if options.timeline || !found.is_empty() {
+        for line in &timeline {
+            println!("  {line}");
+        }
+    }
+    if !found.is_empty() {
+        for one in &found {
+            println!("  violated: {one}");
+        }
+        let written = remains.dir.keep();
+        println!("  what the replicas wrote is in {}", written.display());
+    }
+    Ok(Outcome {
+        sound: found.is_empty(),
+        p99,
+    })
 }

@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use agent_testkit::Course;
 
+use super::poison::Bad;
+
 /// For how long blows fall.
 const STORM: Duration = Duration::from_secs(14);
+
+/// Tells the seed of bad runs from the seed of all else, which stays as it is without them.
+const POISON: u64 = 0x5EED_BAD0;
 
 /// How a run has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,8 @@ pub(super) struct Blow {
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) runs: Vec<Run>,
+    /// Runs with which something is wrong, beside them.
+    pub(super) bad: Vec<Bad>,
     pub(super) blows: Vec<Blow>,
     /// The share of requests that go wrong, on either side, for each kind of fault.
     pub(super) faults: f64,
@@ -77,9 +84,23 @@ impl Plan {
         Self {
             seed,
             runs,
+            bad: Vec::new(),
             blows,
             faults: random.f64() * 0.02,
         }
+    }
+
+    /// Adds bad runs, so that they are this share of all.
+    pub(super) fn poison(mut self, share: f64) -> Self {
+        let mut random = fastrand::Rng::with_seed(self.seed ^ POISON);
+        let count = (self.runs.len() as f64 * share / (1.0 - share)).ceil() as usize;
+        self.bad = (0..count).map(|_| Bad::draw(&mut random)).collect();
+        self
+    }
+
+    /// When the last blow falls.
+    pub(super) fn storm_ends(&self) -> Duration {
+        self.blows.last().map_or(Duration::ZERO, |blow| blow.at)
     }
 }
 

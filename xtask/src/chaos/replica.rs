@@ -23,6 +23,8 @@ pub(super) struct Replicas {
     dir: TempDir,
     running: Vec<Option<Child>>,
     started: usize,
+    /// The most memory that one of them had, in KiB.
+    peak_kib: u64,
     /// Ends that nobody asked for.
     crashes: Vec<String>,
 }
@@ -33,7 +35,12 @@ pub(super) struct Remains {
     pub(super) dir: TempDir,
     /// Crashes and panics.
     pub(super) crashes: Vec<String>,
+    /// The most memory that one of them had, in KiB.
+    pub(super) peak_kib: u64,
 }
+
+/// How long a Job that concerns its run alone is tried to be created.
+pub(super) const SUBMIT_BUDGET: Duration = Duration::from_secs(8);
 
 impl Replicas {
     pub(super) fn start(binary: &Path, world: &World, count: usize) -> Result<Self> {
@@ -42,6 +49,7 @@ impl Replicas {
             dir: tempfile::Builder::new().prefix("chaos").tempdir()?,
             running: (0..count).map(|_| None).collect(),
             started: 0,
+            peak_kib: 0,
             crashes: Vec::new(),
         };
         replicas.all_up(world)?;
@@ -72,6 +80,11 @@ impl Replicas {
         call.args(["--log-level", "debug", "--lease-duration", "2s"])
             // Some images come at the second attempt.
             .args(["--image-pull-grace", "6s"])
+            .args([
+                "--submit-retry-budget",
+                &format!("{}s", SUBMIT_BUDGET.as_secs()),
+            ])
+            .arg("--allow-private-flow-templates")
             .env("PREFECT__CLOUD__REQUEST_TIMEOUT", "3")
             .env("HOME", self.dir.path());
         let child = agent::spawn(&mut call, &self.dir.path().join(name))?;
@@ -80,9 +93,10 @@ impl Replicas {
     }
 
     /// Sends a signal to a replica, if it runs.
-    pub(super) fn signal(&self, n: usize, signal: Signal) -> Result<()> {
+    pub(super) fn signal(&mut self, n: usize, signal: Signal) -> Result<()> {
         let id = self.running[n].as_ref().and_then(Child::id);
         if let Some(id) = id {
+            self.peak_kib = self.peak_kib.max(peak_kib(id).unwrap_or_default());
             kill(Pid::from_raw(id.try_into()?), signal)?;
         }
         Ok(())
@@ -128,6 +142,16 @@ impl Replicas {
         Ok(Remains {
             dir: self.dir,
             crashes: self.crashes,
+            peak_kib: self.peak_kib,
         })
     }
+}
+
+/// The most memory that a process has had so far, in KiB; `None` where that cannot be read.
+fn peak_kib(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }

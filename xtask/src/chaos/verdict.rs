@@ -1,9 +1,26 @@
 //! What must be true when everything has come to rest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use uuid::Uuid;
 
 use super::plan::{End, Plan};
+use super::replica::SUBMIT_BUDGET;
 use super::world::{World, lock};
+
+/// How much longer than its budget a bad run may take to fail: its attempts count anew when the replica
+/// that made them is killed, and those that come after wait for the other side to come back.
+const BUDGET_ALLOWANCE: Duration = Duration::from_secs(45);
+/// The longest reason for a failure that fits a message, in bytes.
+const MAX_REASON_BYTES: usize = 8 << 10;
+/// The share of the latency without bad runs that there may be with them, and what may come on top of
+/// that on a busy machine.
+const LATENCY_FACTOR: u32 = 2;
+const LATENCY_ALLOWANCE: Duration = Duration::from_secs(3);
+/// The most memory that a replica may have had, in KiB, built without optimizations.
+const MAX_MEMORY_KIB: u64 = 160 << 10;
 
 /// Everything that is not as it must be.
 pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
@@ -13,7 +30,8 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
         let run = made.flow_run_id().unwrap_or_default().to_owned();
         jobs.entry(run).or_default().push(made.name);
     }
-    let known: BTreeSet<String> = world.runs.iter().map(ToString::to_string).collect();
+    let known = world.runs.iter().chain(&world.bad);
+    let known: BTreeSet<String> = known.map(ToString::to_string).collect();
     for (run, jobs) in jobs.iter().filter(|(run, _)| !known.contains(*run)) {
         found.push(format!(
             "Jobs of no run that was seeded ({run:?}): {jobs:?}"
@@ -84,6 +102,90 @@ pub(super) fn violations(world: &World, plan: &Plan) -> Vec<String> {
         if planned.end == End::Failed && !again && reports.count() == 0 {
             wrong("its owner was not told why it failed".to_owned());
         }
+    }
+    drop((rescheduled, pods));
+    for (id, planned) in world.bad.iter().zip(&plan.bad) {
+        let made = jobs.get(&id.to_string()).map_or(0, Vec::len);
+        let due = planned.due.max(plan.storm_ends());
+        let wrong = bad_run(world, *id, made, planned.hopeless, due);
+        found.extend(wrong.map(|wrong| format!("bad run {id} ({}): {wrong}", planned.what)));
+    }
+    found
+}
+
+/// What is not as it must be with a bad run that has so many Jobs, and by which nobody was troubled
+/// any more from `due` on.
+fn bad_run(world: &World, id: Uuid, jobs: usize, hopeless: bool, due: Duration) -> Option<String> {
+    let Some(run) = world.prefect.run(id) else {
+        return Some("the server does not know it any more".to_owned());
+    };
+    let states = run.state_names();
+    let claims = states.iter().filter(|name| **name == "Submitted").count();
+    let again = lock(&world.rescheduled).contains(&id);
+    if jobs > claims || (jobs > 1 && !again) {
+        return Some(format!("{claims} claims, {jobs} Jobs; {states:?}"));
+    }
+    match run.state.as_str() {
+        "Success" if jobs > 0 && !hopeless => return None,
+        "Failed" => {}
+        other => return Some(format!("it is {other} with {jobs} Jobs")),
+    }
+    let message = run.message();
+    if message.is_empty() || message.len() > MAX_REASON_BYTES {
+        return Some(format!("its reason has {} bytes", message.len()));
+    }
+    if jobs == 0
+        && !run
+            .logs
+            .iter()
+            .any(|log| log.level.as_deref() == Some("ERROR"))
+    {
+        return Some(format!("its owner was not told why it failed: {message}"));
+    }
+    let failed = run.history.last()?.at.duration_since(world.began);
+    let bound = due + SUBMIT_BUDGET + BUDGET_ALLOWANCE;
+    (failed > SignedDuration::try_from(bound).ok()?)
+        .then(|| format!("it has failed after {failed:#} only: {message}"))
+}
+
+/// How late the first Job was of each run that was not scheduled again, in order.
+pub(super) fn latencies(world: &World, plan: &Plan) -> Vec<Duration> {
+    let mut first = BTreeMap::new();
+    for made in world.kubernetes.creations() {
+        let run = made.flow_run_id().unwrap_or_default().to_owned();
+        first.entry(run).or_insert(made.at);
+    }
+    let runs = world.runs.iter().zip(&plan.runs);
+    let mut latencies: Vec<Duration> = runs
+        .filter_map(|(id, planned)| {
+            let at = first.get(&id.to_string())?.duration_since(world.began);
+            Some(Duration::try_from(at).ok()?.saturating_sub(planned.due))
+        })
+        .collect();
+    latencies.sort();
+    latencies
+}
+
+/// The latency within which 99 of 100 have their Job.
+pub(super) fn p99(latencies: &[Duration]) -> Duration {
+    let nth = (latencies.len() * 99).div_ceil(100).saturating_sub(1);
+    latencies.get(nth).copied().unwrap_or_default()
+}
+
+/// What bad runs have done to others: to how late they are, compared to the same plan without the bad
+/// ones, and to the memory of the replicas.
+pub(super) fn harm(without: Duration, with: Duration, peak_kib: u64) -> Vec<String> {
+    let mut found = Vec::new();
+    if with > without * LATENCY_FACTOR + LATENCY_ALLOWANCE {
+        found.push(format!(
+            "99 of 100 ordinary runs have their Job within {with:.1?}, and within {without:.1?} without bad runs"
+        ));
+    }
+    if peak_kib > MAX_MEMORY_KIB {
+        let (peak, most) = (peak_kib >> 10, MAX_MEMORY_KIB >> 10);
+        found.push(format!(
+            "a replica had {peak} MiB of memory, more than {most} MiB"
+        ));
     }
     found
 }

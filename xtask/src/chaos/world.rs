@@ -15,7 +15,9 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::plan::{Blow, Kind, Plan};
+use super::poison;
 use super::replica::Replicas;
+use super::templates::TemplateServer;
 
 /// How long a run has been Submitted that is scheduled again: the server's service waits for ten
 /// minutes; here it is so long that no request which belongs to the claim is under way any more.
@@ -36,10 +38,15 @@ pub(super) struct World {
     pub(super) kubernetes: KubernetesApi,
     /// The runs, in the order of the plan.
     pub(super) runs: Vec<Uuid>,
+    /// The bad runs, in the order of the plan.
+    pub(super) bad: Vec<Uuid>,
+    /// When the plan began.
+    pub(super) began: Timestamp,
     pub(super) pods: Arc<Mutex<Pods>>,
     /// Runs that were scheduled again, and may have ended one way or the other.
     pub(super) rescheduled: Mutex<Vec<Uuid>>,
     dir: TempDir,
+    _templates: TemplateServer,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -84,6 +91,23 @@ impl World {
             courses.insert(id, run.course.clone());
             runs.push(id);
         }
+        let templates = TemplateServer::start().await?;
+        let mut bad_runs = Vec::new();
+        for bad in &plan.bad {
+            let due = now + SignedDuration::try_from(bad.due)?;
+            let mut run_config = bad.run_config.clone();
+            if let Some(path) = &bad.template_path {
+                run_config["job_template_path"] = json!(format!("{}{path}", templates.url));
+            }
+            let state = json!({
+                "type": "Scheduled", "message": "", "start_time": due.to_string(),
+                "context": bad.context,
+            });
+            let seed = FlowRunSeed::new().start_time(due).run_config(run_config);
+            let id = prefect.seed(seed.state(state));
+            courses.insert(id, bad.course.clone());
+            bad_runs.push(id);
+        }
         let pods = Arc::<Mutex<Pods>>::default();
         let (started, ended) = (prefect.clone(), prefect.clone());
         let (starting, ending) = (pods.clone(), pods.clone());
@@ -91,6 +115,7 @@ impl World {
         let kubernetes = KubernetesApi::builder()
             .seed(plan.seed)
             .faults(faults())
+            .admission(|job, _| poison::verdict(job))
             .course(move |attempt| {
                 let course = run_of(attempt).and_then(|run| courses.get(&run));
                 course.unwrap_or(&fallback).clone()
@@ -117,9 +142,12 @@ impl World {
             prefect,
             kubernetes,
             runs,
+            bad: bad_runs,
+            began: now,
             pods,
             rescheduled: Mutex::default(),
             dir,
+            _templates: templates,
         })
     }
 
