@@ -344,7 +344,7 @@ pub struct StartArgs {
     /// After what time without a sign of life another replica takes over the supervision of Jobs
     #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = whole_seconds, help_heading = "Supervision")]
     pub lease_duration: Duration,
-    /// The Lease that the replicas share, to tell which of them supervises; agents of one tenant and namespace need the same [default: prefect-agent-TENANT]
+    /// The Lease that the replicas share, to tell which of them supervises; agents of one tenant and namespace need the same [env: PREFECT_AGENT_LEASE_NAME] [default: prefect-agent-TENANT]
     #[arg(long, value_name = "NAME", help_heading = "Supervision")]
     pub lease_name: Option<String>,
     /// How many of the last lines that a failed container printed go into the flow run's log

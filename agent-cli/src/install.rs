@@ -118,17 +118,24 @@ fn install(
         }
         (None, _) => CLOUD.to_owned(),
     };
-    let (mut arguments, start) = start_flags(args)?;
+    let (arguments, start) = start_flags(args)?;
+    // Beside the flags of `start`: other commands are run in the pod, too.
+    let mut lease_env = None;
     let lease = match (&start.lease_name, given(&args.tenant_id)) {
-        (Some(name), _) => name.clone(),
+        (Some(name), _) => {
+            lease_env = Some(name.clone());
+            name.clone()
+        }
         (None, Some(tenant)) => lease_of(&normalized(&tenant, &Origin::Flag("--tenant-id"))?),
         (None, None) => {
             // Which tenant it is turns out later, and the Role has to name the Lease now.
             let lease = lease_of(&server_of(&api));
-            arguments.push(format!("--lease-name={lease}"));
+            lease_env = Some(lease.clone());
             lease
         }
     };
+    let mut env = variables(args, &backend, &api)?;
+    env.extend(lease_env.map(|name| ("PREFECT_AGENT_LEASE_NAME".to_owned(), name)));
     Ok(Install {
         name: args.name.clone(),
         agent_namespace: args
@@ -138,7 +145,7 @@ fn install(
         namespace: args.namespace.clone(),
         image: image(args)?,
         args: arguments,
-        env: variables(args, &backend, &api)?,
+        env,
         key: key(args)?,
         image_pull_secrets: pull_secrets(args),
         service_account: given(&args.agent_service_account),

@@ -426,11 +426,15 @@ fn the_role_names_the_lease_that_the_agent_uses() {
             .as_array()
             .expect("some")
             .clone();
-        let named: Vec<_> = args
+        let given = args.iter().any(|arg| arg == &json!("--lease-name=mine"));
+        assert_eq!(given, name == "mine");
+        // For commands that are run in the pod as well.
+        let env = pod["containers"][0]["env"].as_array().expect("some");
+        let named = env
             .iter()
-            .filter_map(|arg| arg.as_str()?.strip_prefix("--lease-name="))
-            .collect();
-        assert_eq!(named, if flag { vec![name] } else { vec![] });
+            .find(|one| one["name"] == "PREFECT_AGENT_LEASE_NAME");
+        let named = named.map(|one| one["value"].as_str().expect("text"));
+        assert_eq!(named, flag.then_some(name));
     }
 }
 

@@ -142,7 +142,8 @@ impl Settings {
             "cloud.agent.agent_address",
         );
         from.show("cloud.agent.agent_address", address.as_ref(), "none");
-        let lease_name = flag_given("--lease-name", &args.lease_name);
+        let lease_name =
+            from.pick_variable("--lease-name", &args.lease_name, "PREFECT_AGENT_LEASE_NAME");
         if let Some((name, _)) = &lease_name {
             agent_k8s::install::check_name("--lease-name", name).map_err(Error::msg)?;
         }

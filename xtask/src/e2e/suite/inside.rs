@@ -305,15 +305,23 @@ pub(super) async fn the_agents_account_may_do_what_is_listed_and_nothing_else(
         Ok(ours.difference(&anybody).cloned().collect())
     };
     let there = may(&world.namespace).await?;
+    let mut leases = there.iter().filter_map(|rule| {
+        let name = rule.strip_prefix("leases.coordination.k8s.io [] [")?;
+        name.strip_suffix("] [get update]")
+    });
+    let lease = leases.next().context("it may use no Lease of a name")?;
+    ensure!(lease.starts_with("prefect-agent-"), "{lease}");
     ensure!(
         there
             == [
                 "events [] [] [list watch]",
                 "jobs.batch [] [] [create delete get list patch watch]",
-                "leases.coordination.k8s.io [] [] [create get update]",
+                "leases.coordination.k8s.io [] [] [create]",
+                &format!("leases.coordination.k8s.io [] [{lease}] [get update]"),
                 "pods [] [] [list watch]",
                 "pods/log [] [] [get]",
-            ],
+            ]
+            .map(str::to_owned),
         "among its Jobs it may {there:#?}"
     );
     let here = may(&inside.namespace).await?;
