@@ -60,7 +60,7 @@ async fn answer(mut stream: TcpStream, url: &str) -> std::io::Result<()> {
         ),
         "error" => format!("{} Odd\r\nContent-Length: 0", 400 + number % 200),
         "wait" => format!("503 Busy\r\nRetry-After: {number}\r\nContent-Length: 0"),
-        "garbage" => format!("200 OK\r\nContent-Length: 4\r\n\r\n\0\u{1}[{{"),
+        "garbage" => "200 OK\r\nContent-Length: 4\r\n\r\n\0\u{1}[{".to_owned(),
         _ => "200 OK".to_owned(),
     };
     let head = format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n");
