@@ -238,18 +238,25 @@ impl World {
             left.map(|run| format!("{} is {}", run.id, run.state))
                 .collect::<Vec<_>>()
         };
-        let rested = self.prefect.wait_until(bound, |_| {
-            unfinished().is_empty() && self.kubernetes.count("jobs") == 0
-        });
+        // One that is being deleted may wait for a finalizer that a template has put on it.
+        let undeleted = || {
+            let jobs = self.kubernetes.objects("jobs").into_iter();
+            let jobs = jobs.filter(|job| job["metadata"]["deletionTimestamp"].is_null());
+            jobs.map(|job| job["metadata"]["name"].to_string())
+                .collect::<Vec<_>>()
+        };
+        let rested = self
+            .prefect
+            .wait_until(bound, |_| unfinished().is_empty() && undeleted().is_empty());
         if rested.await.is_ok() {
             return Ok(());
         }
         let left = unfinished();
         Err(format!(
-            "after {bound:?} {} runs have not ended ({}), and {} Jobs are left",
+            "after {bound:?} {} runs have not ended ({}), and Jobs are left: {:?}",
             left.len(),
             left.iter().take(5).cloned().collect::<Vec<_>>().join(", "),
-            self.kubernetes.count("jobs")
+            undeleted()
         ))
     }
 }
