@@ -427,9 +427,9 @@ impl<'a> Trouble<'a> {
         }
     }
 
-    /// Records that the Job could not be created.
-    fn record(&mut self, error: &Error) -> Concern {
-        let since = self.since.unwrap_or_else(Instant::now);
+    /// Records that the Job could not be created by an attempt that began then.
+    fn record(&mut self, error: &Error, began: Instant) -> Concern {
+        let since = self.since.unwrap_or(began);
         let health = &self.shared.backend_health;
         let concern = health.record_failure(&self.run, since, error);
         // What others cause, or the side, does not count against the run.
@@ -596,7 +596,7 @@ async fn create_with_retries(
             Err(error) => error,
         };
         doubtful |= matches!(error, Error::Unclear { .. } | Error::Transient { .. });
-        let concern = trouble.record(&error);
+        let concern = trouble.record(&error, began);
         let last = matches!(error, Error::Permanent(_)) || trouble.is_hopeless();
         if last {
             // What cannot be made may be there: an answer was lost, or another replica has made it.
