@@ -15,6 +15,9 @@ use crate::operations;
 const MAX_ROW_BYTES: usize = 2 << 20;
 /// The most values in a row: each takes some tens of bytes of memory, however short it is.
 const MAX_ROW_VALUES: usize = 50_000;
+/// The same for the task runs of a row, of which a mapped task may have thousands that are retried.
+const MAX_TASKS_BYTES: usize = 4 << 20;
+const MAX_TASKS_VALUES: usize = 200_000;
 /// What a value takes in memory besides its text, about.
 const VALUE_BYTES: usize = 72;
 /// How deep what is left of a row may be nested, and how many values it may have.
@@ -95,20 +98,28 @@ pub(crate) fn read_rows<R: RowKind>(texts: &[&RawValue]) -> Vec<Row<R>> {
 }
 
 fn read_row<R: DeserializeOwned>(text: &str) -> Option<Row<R>> {
-    let values = count_values(text);
-    let defect = if text.len() > MAX_ROW_BYTES {
+    let tasks = tasks_of(text);
+    let (all, of_tasks) = (count_values(text), count_values(tasks));
+    let (bytes, values) = (text.len() - tasks.len(), all - of_tasks);
+    let defect = if bytes > MAX_ROW_BYTES {
         format!(
             "it takes {} KiB, and no more than {} KiB can become a Job",
-            text.len() >> 10,
+            bytes >> 10,
             MAX_ROW_BYTES >> 10
         )
     } else if values > MAX_ROW_VALUES {
         format!("it has {values} values, and no more than {MAX_ROW_VALUES} are read")
+    } else if tasks.len() > MAX_TASKS_BYTES || of_tasks > MAX_TASKS_VALUES {
+        format!(
+            "its task runs that are to be retried take {} KiB and have {of_tasks} values, and no more than {} KiB and {MAX_TASKS_VALUES} values are read",
+            tasks.len() >> 10,
+            MAX_TASKS_BYTES >> 10
+        )
     } else {
         let reader = &mut serde_json::Deserializer::from_str(text);
         match serde_path_to_error::deserialize(reader) {
             Ok(row) => {
-                let weight = text.len() + values * VALUE_BYTES;
+                let weight = text.len() + all * VALUE_BYTES;
                 return Some(Row {
                     row,
                     defect: None,
@@ -133,9 +144,20 @@ fn read_row<R: DeserializeOwned>(text: &str) -> Option<Row<R>> {
     }
 }
 
+/// Returns the task runs in the text of a row; nothing if there are none.
+fn tasks_of(text: &str) -> &str {
+    #[derive(Deserialize)]
+    struct Tasks<'a> {
+        #[serde(borrow, default)]
+        task_runs: Option<&'a RawValue>,
+    }
+    let read = serde_json::from_str::<Tasks<'_>>(text).ok();
+    read.and_then(|row| row.task_runs).map_or("", RawValue::get)
+}
+
 /// Returns how many values a JSON text has at most, by its punctuation outside of strings.
 fn count_values(text: &str) -> usize {
-    let (mut count, mut quoted, mut escaped) = (1, false, false);
+    let (mut count, mut quoted, mut escaped) = (0, false, false);
     for byte in text.bytes() {
         match byte {
             _ if escaped => escaped = false,
@@ -314,6 +336,26 @@ mod tests {
         let state = &read.row.serialized_state;
         assert_eq!(crate::state::place(state), Some("here"));
         assert!(crate::state::wanted_time(state).is_some());
+    }
+
+    #[test]
+    fn a_retry_of_thousands_of_mapped_task_runs_is_read_whole() {
+        let state = json!({
+            "type": "Retrying", "start_time": "2023-01-05T10:00:05+00:00", "run_count": 2,
+            "message": "again", "context": {"tags": []}, "__version__": "1.4.1",
+            "cached_inputs": {"x": {"type": "NoResultType", "__version__": "1.4.1"}},
+            "_result": {"type": "NoResultType", "__version__": "1.4.1"},
+        });
+        let tasks: Vec<Value> = (0..3000)
+            .map(|n| json!({"id": format!("t{n}"), "version": 2, "serialized_state": state}))
+            .collect();
+        let text = json!({
+            "id": "r", "version": 3, "flow": {"id": "f", "name": "etl"}, "run_config": null,
+            "serialized_state": {"type": "Running"}, "task_runs": tasks,
+        });
+        let read = read(&text.to_string());
+        assert_eq!(read.defect, None);
+        assert_eq!(read.row.task_runs.len(), 3000);
     }
 
     #[test]
