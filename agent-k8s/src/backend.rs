@@ -275,13 +275,13 @@ impl JobBackend for KubernetesBackend {
         let identifier = manifest::identifier(&run.attempt, 0);
         let manifest = self.manifests.build(&run, &identifier).await?;
         let tried = self.post(&manifest, "?dryRun=All").await?;
-        match tried {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let what = format!("Trying to create a Job in namespace {}", self.namespace);
-                Err(classify_creation(&what, &error))
-            }
-        }
+        drop(manifest);
+        // Without a look at the Jobs there are, none may be created.
+        self.jobs(&[run.id]).await?;
+        tried.map(|_| ()).map_err(|error| {
+            let what = format!("Trying to create a Job in namespace {}", self.namespace);
+            classify_creation(&what, &error)
+        })
     }
 
     async fn submit(&self, run: &FlowRun) -> Result<Submission> {

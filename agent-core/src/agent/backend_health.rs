@@ -77,6 +77,9 @@ struct State {
     last_success: Option<Instant>,
     /// Some of the runs that have failed since the last success.
     failing: HashSet<FlowRunId>,
+    /// Several runs have failed, and a preflight cannot show whether the side is at fault: it is taken
+    /// to be until a Job is created.
+    unproven: bool,
     /// How many Jobs in a row took long to be created.
     slow: usize,
     blocked: Option<Blocked>,
@@ -118,6 +121,7 @@ impl BackendHealth {
         let mut state = self.lock();
         state.last_success = Some(Instant::now());
         state.failing.clear();
+        state.unproven = false;
         self.unblock(&mut state);
         if took <= SLOW_CREATION {
             state.slow = 0;
@@ -149,8 +153,10 @@ impl BackendHealth {
             Error::Unclear { .. } => {
                 let works_for_others = state.last_success.is_some_and(|at| at > since);
                 match &state.blocked {
-                    Some(blocked) if !works_for_others => blocked.concern,
-                    _ => Concern::Run,
+                    _ if works_for_others => Concern::Run,
+                    Some(blocked) => blocked.concern,
+                    None if state.unproven => Concern::Side,
+                    None => Concern::Run,
                 }
             }
             _ => Concern::Run,
@@ -225,8 +231,10 @@ impl BackendHealth {
             // What is refused of the preflight may be taken of a run.
             Err(Error::Permanent(reason)) => {
                 tracing::debug!(reason, "The preflight shows nothing");
-                self.lock().failing.clear();
-                self.open();
+                let mut state = self.lock();
+                state.failing.clear();
+                state.unproven |= several_fail;
+                self.unblock(&mut state);
                 return true;
             }
             // One failure does not show much.
@@ -356,6 +364,21 @@ mod tests {
             assert!(health.take_answer(&Err(error)));
             health.wait_until_open().await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_preflight_several_failures_alike_are_the_sides() {
+        let health = BackendHealth::default();
+        for run in ["a", "b", "c"] {
+            fail(&health, run, Instant::now());
+        }
+        let denied = Error::permanent("the webhook does not support dry run");
+        assert!(health.take_answer(&Err(denied)), "runs are claimed");
+        assert_eq!(fail(&health, "a", Instant::now()), Concern::Side);
+        let since = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        health.record_success(Duration::ZERO);
+        assert_eq!(fail(&health, "a", since), Concern::Run);
     }
 
     #[tokio::test]

@@ -52,6 +52,8 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// How long after the start of the process a run is taken up with which an earlier process has died:
 /// others are served first.
 const SUSPECT_DELAY: Duration = Duration::from_secs(5);
+/// The longest pause between two attempts at a Job, whoever asks for more.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// Deaths of the process with the same run in hand after which the run is failed.
 const MAX_DEATHS: u8 = 3;
 
@@ -432,8 +434,10 @@ impl<'a> Trouble<'a> {
         let since = self.since.unwrap_or(began);
         let health = &self.shared.backend_health;
         let concern = health.record_failure(&self.run, since, error);
-        // What others cause, or the side, does not count against the run.
-        self.since = (concern == Concern::Run).then_some(since);
+        // What the agent or the side causes does not count against the run, unless others got their
+        // Jobs meanwhile.
+        let counts = concern == Concern::Run || health.has_succeeded_since(since);
+        self.since = counts.then_some(since);
         if concern == Concern::Side {
             self.shared.slots.complain();
         }
@@ -488,7 +492,7 @@ impl<'a> Trouble<'a> {
 
     /// Pauses before the next attempt, or until this agent may do its work again.
     async fn pause(&mut self, error: &Error, concern: Concern) {
-        let mut pause = self.backoff.pause(error.retry_after());
+        let mut pause = self.backoff.pause(error.retry_after()).min(MAX_PAUSE);
         if concern == Concern::Run {
             let failing = self.since.map_or(Duration::ZERO, |since| since.elapsed());
             let left = self.shared.options.submit_budget.saturating_sub(failing);
@@ -549,22 +553,18 @@ async fn create_with_retries(
         let fresh = attempt.fresh.take();
         let (run, memory) = match fresh.filter(|fresh| fresh.claimed_at.elapsed() < PROMPT) {
             Some(fresh) => (fresh.run, Some(fresh.memory)),
-            None => match look(shared, &id, attempt.key.as_deref()).await {
-                Ok(Found::NoJob(run)) => {
-                    attempt.key = Some(run.attempt.clone());
-                    let memory = shared.reserve_memory(&run).await;
-                    (run, memory)
-                }
-                Ok(Found::Job(job)) => {
+            None => match look_with_room(shared, attempt, &mut slot).await {
+                Ok((Found::NoJob(run), memory)) => (run, memory),
+                Ok((Found::Job(job), _)) => {
                     let created = doubtful;
                     break Submission { job, created };
                 }
-                Ok(Found::Changed) => {
+                Ok((Found::Changed, _)) => {
                     tracing::info!("Flow run {id} does not wait for a job any more");
                     return Ok(None);
                 }
                 Err(error) => {
-                    drop(mark);
+                    mark.put_back();
                     trouble.record_unseen(&error);
                     trouble.pause(&error, Concern::Side).await;
                     continue;
@@ -638,6 +638,32 @@ enum Found {
     Job(String),
     /// It does not wait for a job any more.
     Changed,
+}
+
+/// Looks at a claimed run, and waits for room in memory for its description. Few are described at the
+/// same time without having room, and no slot is held while there is none: those that have room may
+/// wait for slots.
+async fn look_with_room(
+    shared: &Shared,
+    attempt: &mut Attempt,
+    slot: &mut Option<Slot<'_>>,
+) -> Result<(Found, Option<OwnedSemaphorePermit>)> {
+    let Ok(_place) = shared.looks.acquire().await else {
+        return Err(Error::transient("the agent stops"));
+    };
+    let found = look(shared, &attempt.id, attempt.key.as_deref()).await?;
+    let Found::NoJob(run) = &found else {
+        return Ok((found, None));
+    };
+    attempt.key = Some(run.attempt.clone());
+    let memory = match shared.try_reserve_memory(run) {
+        Some(memory) => Some(memory),
+        None => {
+            *slot = None;
+            shared.reserve_memory(run).await
+        }
+    };
+    Ok((found, memory))
 }
 
 /// Looks at a claimed run: whether it still waits for the job of this attempt, and whether there is

@@ -187,6 +187,17 @@ impl Journal {
     }
 }
 
+impl InFlightMark<'_> {
+    /// The run was not handled after all: what was known of it before stays.
+    pub(super) fn put_back(self) {
+        let deaths = self.journal.deaths(&self.run);
+        if deaths > 0 {
+            self.journal.put(&self.run, deaths, b'S');
+            std::mem::forget(self);
+        }
+    }
+}
+
 impl Drop for InFlightMark<'_> {
     fn drop(&mut self) {
         self.journal.clear(&self.run);
@@ -255,6 +266,15 @@ mod tests {
         drop(journal.begin(&bad));
         drop(journal);
         assert_eq!(folder.open().deaths(&bad), 0, "its handling has ended");
+    }
+
+    #[test]
+    fn one_that_was_not_handled_is_not_absolved() {
+        let folder = Folder::new("absolved");
+        let bad = FlowRunId::from("bad");
+        std::mem::forget(folder.open().begin(&bad));
+        folder.open().begin(&bad).put_back();
+        assert_eq!(folder.open().deaths(&bad), 1);
     }
 
     #[test]

@@ -35,7 +35,7 @@ const SUSPECT_WHEN_UNCLEAR: u32 = 2;
 /// The pauses between attempts at an entry that has failed by itself: others are written meanwhile.
 const MIN_SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 const MAX_SUSPECT_PAUSE: Duration = Duration::from_secs(60);
-/// Entries that have failed by themselves and are kept; more are given up.
+/// Entries that have failed by themselves and are set aside.
 const MAX_SUSPECTS: usize = 256;
 /// How long an entry is tried that fails by itself while the source answers: longer than the time in
 /// which a database comes back.
@@ -265,16 +265,13 @@ impl Waiting {
         metrics::gauge!("prefect_agent_logs_waiting").set(self.items.len() as f64);
     }
 
-    /// Sets an entry aside that has failed by itself.
+    /// Sets an entry aside that has failed by itself; if there are many, it waits with the others.
     fn suspect(&mut self, mut item: Item) {
+        if self.suspects.len() >= MAX_SUSPECTS {
+            return self.push(item);
+        }
         let doubled = MIN_SUSPECT_PAUSE.saturating_mul(1 << item.failures.min(10));
         item.failures += 1;
-        if self.suspects.len() >= MAX_SUSPECTS || self.closed {
-            dropped(item.entry.level, "refused");
-            let run = &item.entry.flow_run_id;
-            tracing::error!("Lost an entry for the log of flow run {run}: too many fail");
-            return;
-        }
         let at = Instant::now() + doubled.min(MAX_SUSPECT_PAUSE);
         self.suspects.push((at, item));
     }
@@ -400,8 +397,10 @@ impl Writer {
     /// by itself is set aside, so that it takes no other with it. Returns whether something was written;
     /// if nothing was, what is left of the batch waits with the others.
     async fn deliver(&self, batch: Vec<Item>) -> bool {
+        let alone = batch.len() == 1;
         let mut batches = vec![batch];
         let mut written = false;
+        let mut failed: Vec<Item> = Vec::new();
         while let Some(mut batch) = batches.pop() {
             let error = match self.try_deliver(&mut batch).await {
                 Ok(()) => {
@@ -416,12 +415,9 @@ impl Writer {
                 continue;
             }
             if error.is_transient() && !self.is_hopeless(&batch) {
-                let mut waiting = self.queue.lock();
-                batch.into_iter().for_each(|item| waiting.suspect(item));
-                if !written {
-                    let rest = batches.into_iter().rev().flatten();
-                    rest.for_each(|item| waiting.push(item));
-                    return false;
+                failed.append(&mut batch);
+                if !written && failed.len() > 1 {
+                    break;
                 }
                 continue;
             }
@@ -431,6 +427,16 @@ impl Writer {
                 tracing::error!("Lost an entry for the log of flow run {run}: {error}");
             }
         }
+        let mut waiting = self.queue.lock();
+        for item in failed {
+            // By itself, or beside others that were written: it is the entry.
+            match written || alone {
+                true => waiting.suspect(item),
+                false => waiting.push(item),
+            }
+        }
+        let rest = batches.into_iter().rev().flatten();
+        rest.for_each(|item| waiting.push(item));
         written
     }
 

@@ -51,6 +51,11 @@ const MAX_RUN_BYTES: usize = 24 << 20;
 /// The unit in which they are weighed: a semaphore has 32 bits.
 const WEIGHT_UNIT: usize = 1 << 10;
 
+/// How many claimed runs are read again at the same time: their descriptions have no room yet.
+const MAX_LOOKS: usize = 4;
+/// How long runs may wait for the backend after the last poll.
+const LAST_WAIT: Duration = Duration::from_secs(10);
+
 /// How long each of the last steps of a shutdown may take.
 const FINISH: Duration = Duration::from_secs(5);
 
@@ -86,6 +91,8 @@ struct Shared {
     backend_health: Arc<BackendHealth>,
     waiting: Arc<WaitingRuns>,
     journal: Journal,
+    /// Claimed runs that are read again, at the same time.
+    looks: Semaphore,
     /// Runs that may have killed a process are handled one at a time.
     suspects: Semaphore,
     started: Moment,
@@ -168,6 +175,7 @@ impl Agent {
             backend_health,
             waiting,
             journal: Journal::open(self.options.journal.as_deref()),
+            looks: Semaphore::new(MAX_LOOKS),
             suspects: Semaphore::new(1),
             started: Moment::now(),
             run_memory: Arc::new(Semaphore::new(MAX_RUN_BYTES / WEIGHT_UNIT)),
@@ -262,10 +270,24 @@ impl Shared {
         memory.acquire_many_owned(units(run)).await.ok()
     }
 
-    /// Waits for everything in hand, also for runs that are not due yet.
+    /// Waits for everything in hand, also for runs that are not due yet; but not for ever for a backend
+    /// that creates no Jobs: what it has not is left to others.
     async fn finish_all(&self) {
         self.deployments.close();
-        self.deployments.wait().await;
+        let blocked = async {
+            let is_long = |since: tokio::time::Instant| since.elapsed() >= LAST_WAIT;
+            while !self
+                .backend_health
+                .blocked()
+                .is_some_and(|it| is_long(it.since))
+            {
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! {
+            () = self.deployments.wait() => {}
+            () = blocked => tracing::error!("The agent ends, although not all runs have their Job"),
+        }
     }
 
     /// Waits for what is being claimed or submitted, but not for ever: the rest is recovered by
@@ -289,10 +311,10 @@ impl Shared {
     }
 }
 
-/// Returns what a run's description weighs, in units of [`WEIGHT_UNIT`], and at most as much as there
-/// is in all.
+/// Returns what a run's description weighs, in units of [`WEIGHT_UNIT`], and at most half of what there
+/// is in all, so that small ones beside it do not keep it out for ever.
 fn units(run: &FlowRun) -> u32 {
-    let units = run.weight.min(MAX_RUN_BYTES) / WEIGHT_UNIT;
+    let units = run.weight.min(MAX_RUN_BYTES / 2) / WEIGHT_UNIT;
     u32::try_from(units).unwrap_or(u32::MAX)
 }
 
