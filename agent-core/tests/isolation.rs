@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use agent_core::{
     Result, Submission, async_trait,
 };
 use support::{Jobs, Memory, Poison, Running, until};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Whether a run's job can be created, and after what time the answer comes.
 type Answer = dyn Fn(&FlowRunId) -> (Duration, Result<()>) + Send + Sync;
@@ -340,4 +341,145 @@ async fn a_run_that_can_never_be_claimed_is_claimed_in_another_way_to_be_failed(
     assert_eq!((run.phase, run.errors().len()), (Phase::Finished, 1));
     assert!(source.polls.lock().expect("no panics").len() < 10);
     agent.stop().await;
+}
+
+/// A backend that fails with this error, and whose preflight does, until that is switched off.
+fn switched(source: &Arc<Memory>, error: Error) -> (Arc<Picky>, Arc<AtomicBool>) {
+    let away = Arc::new(AtomicBool::new(true));
+    let is_away = away.clone();
+    let backend = Picky::new(source, move |_| match is_away.load(Ordering::SeqCst) {
+        true => (Duration::from_millis(20), Err(error.clone())),
+        false => (Duration::ZERO, Ok(())),
+    });
+    (backend, away)
+}
+
+fn failed(source: &Memory) -> usize {
+    let runs = source.runs();
+    runs.values().filter(|run| run.failed.is_some()).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_with_slots_and_runs_with_memory_do_not_wait_for_each_other() {
+    for (weight, outage) in [(100 << 10, 2), (1 << 20, 2), (1 << 20, 60), (4 << 20, 60)] {
+        let source = Memory::new(1);
+        source.weight.store(weight, Ordering::SeqCst);
+        let refused = Error::transient("connection refused");
+        let (backend, away) = switched(&source, refused.clone());
+        for n in 0..200 {
+            source.seed(&format!("run-{n:03}"), None);
+        }
+        let agent = Running::start(Agent::builder(source.clone(), backend.clone()));
+        sleep(Duration::from_millis(10)).await;
+        backend.set_preflight(Err(refused));
+        sleep(Duration::from_secs(outage)).await;
+        backend.set_preflight(Ok(()));
+        away.store(false, Ordering::SeqCst);
+        until("all jobs", || backend.jobs.created().len() == 200).await;
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_a_dry_run_does_not_show_fails_no_run_soon() {
+    for preflight in [Ok(()), Err(Error::permanent("no dry run"))] {
+        let source = Memory::new(1);
+        let (backend, away) = switched(&source, Error::unclear("500"));
+        backend.set_preflight(preflight);
+        for n in 0..40 {
+            source.seed(&format!("run-{n:03}"), None);
+        }
+        let agent = Running::start(Agent::builder(source.clone(), backend.clone()));
+        sleep(Duration::from_secs(300)).await;
+        away.store(false, Ordering::SeqCst);
+        until("all jobs", || backend.jobs.created().len() == 40).await;
+        assert_eq!(failed(&source), 0);
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_runs_that_are_alone_fail_as_well() {
+    let source = Memory::new(1);
+    let (backend, _) = switched(&source, Error::unclear("500"));
+    for n in 0..5 {
+        source.seed(&format!("bad-{n}"), None);
+    }
+    let budget = Duration::from_secs(10);
+    let agent = Agent::builder(source.clone(), backend).submit_retry_budget(budget);
+    let agent = Running::start(agent);
+    until("their ends", || failed(&source) == 5).await;
+    assert!(source.clock.elapsed() < Duration::from_secs(180));
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_run_fails_although_the_side_complains_now_and_then() {
+    let source = Memory::new(1);
+    let count = AtomicUsize::new(0);
+    let backend = Picky::new(&source, move |run| {
+        let answer = match (is_bad(run), count.load(Ordering::SeqCst) % 8) {
+            (false, _) => return (Duration::ZERO, Ok(())),
+            (true, 0) => Error::transient("429"),
+            (true, _) => Error::unclear("500"),
+        };
+        count.fetch_add(1, Ordering::SeqCst);
+        (Duration::ZERO, Err(answer))
+    });
+    source.seed("bad", None);
+    seed_ordinary(&source);
+    for n in 0..300 {
+        let due = source.clock.at(Duration::from_secs(60 + 5 * n));
+        source.seed(&format!("later-{n}"), Some(due));
+    }
+    let agent = Running::start(Agent::builder(source.clone(), backend));
+    until("the end", || source.run("bad").failed.is_some()).await;
+    assert!(source.clock.elapsed() < Duration::from_secs(600));
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_decides_that_a_run_waits_for_a_day() {
+    let source = Memory::new(1);
+    let day = Error::Transient {
+        message: "503".to_owned(),
+        retry_after: Some(Duration::from_secs(86_400)),
+    };
+    let (backend, away) = switched(&source, day);
+    source.seed("run", None);
+    let agent = Running::start(Agent::builder(source.clone(), backend.clone()));
+    sleep(Duration::from_secs(10)).await;
+    away.store(false, Ordering::SeqCst);
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(backend.jobs.created().len(), 1);
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_outage_of_logs_loses_no_entry() {
+    let source = Memory::new(1);
+    let backend = Picky::new(&source, |_| (Duration::ZERO, Ok(())));
+    source.logs_away.store(true, Ordering::SeqCst);
+    seed_ordinary(&source);
+    let agent = Running::start(Agent::builder(source.clone(), backend.clone()));
+    until("all jobs", || good_jobs(&backend.jobs) == 300).await;
+    sleep(Duration::from_secs(8 * 3600)).await;
+    source.logs_away.store(false, Ordering::SeqCst);
+    let submitted = |log: &LogEntry| log.message.starts_with(LogEntry::SUBMITTED);
+    let told = |run: &support::Stored| run.logs.iter().any(submitted);
+    until("all entries", || source.runs().values().all(told)).await;
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_poll_ends_an_agent_that_may_not_work() {
+    let source = Memory::new(1);
+    let backend = Picky::new(&source, |_| (Duration::ZERO, Ok(())));
+    backend.set_preflight(Err(Error::agent("forbidden")));
+    source.seed("run", None);
+    let agent = Agent::builder(source.clone(), backend).max_polls(Some(1));
+    let run = agent.build().run(std::future::pending());
+    let ended = timeout(Duration::from_secs(120), run).await;
+    ended.expect("an end").expect("a clean one");
+    assert_eq!(source.run("run").claims, 0);
 }

@@ -77,6 +77,10 @@ struct State {
     last_success: Option<Instant>,
     /// Some of the runs that have failed since the last success.
     failing: HashSet<FlowRunId>,
+    /// When the last Job was created, which a dry run does not do, and some of the runs that have
+    /// failed since.
+    last_created: Option<Instant>,
+    failing_since: HashSet<FlowRunId>,
     /// Several runs have failed, and a preflight cannot show whether the side is at fault: it is taken
     /// to be until a Job is created.
     unproven: bool,
@@ -118,6 +122,23 @@ impl BackendHealth {
 
     /// Records that a Job was created, in this time.
     pub(super) fn record_success(&self, took: Duration) -> Pace {
+        {
+            let mut state = self.lock();
+            state.last_created = Some(Instant::now());
+            state.failing_since.clear();
+        }
+        self.record_working(took)
+    }
+
+    /// Returns whether it is a run's own that it has failed since a time: others got their Jobs since,
+    /// or few others fail.
+    pub(super) fn is_runs_own(&self, since: Instant) -> bool {
+        let state = self.lock();
+        state.failing_since.len() < SUSPECT_AFTER_RUNS
+            || state.last_created.is_some_and(|at| at > since)
+    }
+
+    fn record_working(&self, took: Duration) -> Pace {
         let mut state = self.lock();
         state.last_success = Some(Instant::now());
         state.failing.clear();
@@ -142,6 +163,11 @@ impl BackendHealth {
             return Concern::Agent;
         }
         let mut state = self.lock();
+        if let Error::Unclear { .. } = error
+            && state.failing_since.len() < SUSPECT_AFTER_RUNS
+        {
+            state.failing_since.insert(run.clone());
+        }
         if state.failing.len() < SUSPECT_AFTER_RUNS && !matches!(error, Error::Permanent(_)) {
             state.failing.insert(run.clone());
             if state.failing.len() == SUSPECT_AFTER_RUNS {
@@ -224,7 +250,7 @@ impl BackendHealth {
         let several_fail = self.lock().failing.len() >= SUSPECT_AFTER_RUNS;
         match answer {
             Ok(()) => {
-                self.record_success(Duration::ZERO);
+                self.record_working(Duration::ZERO);
                 return true;
             }
             Err(Error::Agent(reason)) => self.block(Concern::Agent, reason),

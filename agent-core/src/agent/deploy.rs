@@ -54,6 +54,9 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 const SUSPECT_DELAY: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts at a Job, whoever asks for more.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// How many times longer a run is tried again when several others fail as well and no Job has been
+/// created since, although a dry run succeeds: it may be the side after all.
+const UNSURE_BUDGET_FACTOR: u32 = 10;
 /// Deaths of the process with the same run in hand after which the run is failed.
 const MAX_DEATHS: u8 = 3;
 
@@ -469,8 +472,11 @@ impl<'a> Trouble<'a> {
 
     /// Returns whether the run has used up its budget.
     fn is_hopeless(&self) -> bool {
-        let budget = self.shared.options.submit_budget;
-        self.since.is_some_and(|since| since.elapsed() >= budget)
+        self.since.is_some_and(|since| {
+            let sure = self.shared.backend_health.is_runs_own(since);
+            let factor = if sure { 1 } else { UNSURE_BUDGET_FACTOR };
+            since.elapsed() >= self.shared.options.submit_budget.saturating_mul(factor)
+        })
     }
 
     /// Tells the run's owner, early and then from time to time, why there is no Job yet.
@@ -496,7 +502,9 @@ impl<'a> Trouble<'a> {
         if concern == Concern::Run {
             let failing = self.since.map_or(Duration::ZERO, |since| since.elapsed());
             let left = self.shared.options.submit_budget.saturating_sub(failing);
-            pause = pause.min(left.max(Duration::from_millis(100)));
+            if !left.is_zero() {
+                pause = pause.min(left.max(Duration::from_millis(100)));
+            }
         }
         if concern == Concern::Agent {
             let opened = self.shared.backend_health.wait_until_open();
@@ -648,8 +656,13 @@ async fn look_with_room(
     attempt: &mut Attempt,
     slot: &mut Option<Slot<'_>>,
 ) -> Result<(Found, Option<OwnedSemaphorePermit>)> {
-    let Ok(_place) = shared.looks.acquire().await else {
-        return Err(Error::transient("the agent stops"));
+    let _place = match shared.looks.try_acquire() {
+        Ok(place) => Some(place),
+        Err(_) => {
+            *slot = None;
+            // The semaphore is never closed.
+            shared.looks.acquire().await.ok()
+        }
     };
     let found = look(shared, &attempt.id, attempt.key.as_deref()).await?;
     let Found::NoJob(run) = &found else {

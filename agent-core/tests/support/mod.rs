@@ -130,6 +130,8 @@ pub struct Memory {
     /// A run that is read again has ended just before.
     pub ends_when_read_again: AtomicBool,
     pub order: Mutex<Vec<FlowRunId>>,
+    /// What the description of a run weighs.
+    pub weight: AtomicUsize,
 }
 
 impl Memory {
@@ -157,6 +159,7 @@ impl Memory {
             keeps_queued: AtomicBool::new(false),
             ends_when_read_again: AtomicBool::new(false),
             order: Mutex::default(),
+            weight: AtomicUsize::new(0),
         })
     }
 
@@ -207,6 +210,7 @@ impl Memory {
             due: stored.due,
             under_way: self.under_way.load(Ordering::SeqCst),
             attempt: format!("{id}/{}", stored.scheduled),
+            weight: self.weight.load(Ordering::SeqCst),
             ..FlowRun::new(id.clone(), id.as_str(), Work::Flow(Box::default()))
         }
     }
