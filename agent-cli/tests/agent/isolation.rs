@@ -20,7 +20,7 @@ use crate::supervising::retried;
 use crate::world::{Agent, Endpoint, PATIENCE, World, free_port};
 
 /// Within what time ordinary runs have their Jobs: two polls of an idle agent, on a busy machine.
-const PROMPT: Duration = Duration::from_secs(20);
+const PROMPT: Duration = Duration::from_secs(30);
 /// How long what concerns one run is tried again.
 const BUDGET: [&str; 2] = ["--submit-retry-budget", "6s"];
 /// The most memory that the binary may have had, in KiB. Built without optimizations it has 114 MiB
