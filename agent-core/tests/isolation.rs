@@ -483,3 +483,29 @@ async fn the_last_poll_ends_an_agent_that_may_not_work() {
     ended.expect("an end").expect("a clean one");
     assert_eq!(source.run("run").claims, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_does_not_fit_the_agents_settings_fails_and_blocks_nobody() {
+    let wrong = "the agent's job template has null where a mapping belongs";
+    let failed = ordinary_runs_are_not_held_up_by(3, move || {
+        (Duration::from_millis(20), Err(Error::agent(wrong)))
+    });
+    assert!(failed.await.iter().all(|message| message == wrong));
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_with_places_and_runs_with_memory_do_not_wait_for_each_other() {
+    let source = Memory::new(1);
+    source.weight.store(1 << 20, Ordering::SeqCst);
+    let refused = Error::transient("connection refused");
+    let (backend, away) = switched(&source, refused);
+    for n in 0..100 {
+        source.seed(&format!("run-{n:03}"), None);
+    }
+    let agent = Agent::builder(source.clone(), backend.clone()).max_in_flight(Some(200));
+    let agent = Running::start(agent);
+    sleep(Duration::from_secs(60)).await;
+    away.store(false, Ordering::SeqCst);
+    until("all jobs", || backend.jobs.created().len() == 100).await;
+    agent.stop().await;
+}

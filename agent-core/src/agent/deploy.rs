@@ -416,6 +416,8 @@ struct Trouble<'a> {
     backoff: Backoff,
     /// Since when it fails for a reason that concerns the run alone.
     since: Option<Instant>,
+    /// When this agent was first told that it may not create the Job.
+    denied_since: Option<Instant>,
     warned: Option<Instant>,
     waiting: Option<WaitingRun>,
 }
@@ -427,6 +429,7 @@ impl<'a> Trouble<'a> {
             run: run.clone(),
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(10)),
             since: None,
+            denied_since: None,
             warned: None,
             waiting: None,
         }
@@ -434,9 +437,19 @@ impl<'a> Trouble<'a> {
 
     /// Records that the Job could not be created by an attempt that began then.
     fn record(&mut self, error: &Error, began: Instant) -> Concern {
-        let since = self.since.unwrap_or(began);
+        let mut since = self.since.unwrap_or(began);
         let health = &self.shared.backend_health;
-        let concern = health.record_failure(&self.run, since, error);
+        let mut may_work = false;
+        if let Error::Agent(_) = error {
+            let first = *self.denied_since.get_or_insert(began);
+            may_work = health.has_succeeded_since(first);
+            since = since.min(first);
+        }
+        let concern = match may_work {
+            // It may create others: what is wrong with its settings is so with this run alone.
+            true => Concern::Run,
+            false => health.record_failure(&self.run, since, error),
+        };
         // What the agent or the side causes does not count against the run, unless others got their
         // Jobs meanwhile.
         let counts = concern == Concern::Run || health.has_succeeded_since(since);
@@ -561,7 +574,7 @@ async fn create_with_retries(
         let fresh = attempt.fresh.take();
         let (run, memory) = match fresh.filter(|fresh| fresh.claimed_at.elapsed() < PROMPT) {
             Some(fresh) => (fresh.run, Some(fresh.memory)),
-            None => match look_with_room(shared, attempt, &mut slot).await {
+            None => match look_with_room(shared, attempt, &mut slot, place).await {
                 Ok((Found::NoJob(run), memory)) => (run, memory),
                 Ok((Found::Job(job), _)) => {
                     let created = doubtful;
@@ -579,6 +592,9 @@ async fn create_with_retries(
                 }
             },
         };
+        if place.is_none() {
+            *place = Some(shared.in_flight.enter_now(&id));
+        }
         let began = Instant::now();
         let created = match &run.work {
             Work::Unreadable(reason) => Err(Error::permanent(reason.clone())),
@@ -629,9 +645,6 @@ async fn create_with_retries(
         }
         trouble.warn_owner(&error);
         trouble.pause(&error, concern).await;
-        if place.is_none() {
-            *place = Some(shared.in_flight.enter_now(&id));
-        }
     };
     Ok(Some(JobMade {
         submission,
@@ -649,17 +662,18 @@ enum Found {
 }
 
 /// Looks at a claimed run, and waits for room in memory for its description. Few are described at the
-/// same time without having room, and no slot is held while there is none: those that have room may
-/// wait for slots.
+/// same time without having room, and neither a slot nor a place is held while there is none: those
+/// that have room may wait for them.
 async fn look_with_room(
     shared: &Shared,
     attempt: &mut Attempt,
     slot: &mut Option<Slot<'_>>,
+    place: &mut Option<Place>,
 ) -> Result<(Found, Option<OwnedSemaphorePermit>)> {
     let _place = match shared.looks.try_acquire() {
         Ok(place) => Some(place),
         Err(_) => {
-            *slot = None;
+            (*slot, *place) = (None, None);
             // The semaphore is never closed.
             shared.looks.acquire().await.ok()
         }
@@ -672,7 +686,7 @@ async fn look_with_room(
     let memory = match shared.try_reserve_memory(run) {
         Some(memory) => Some(memory),
         None => {
-            *slot = None;
+            (*slot, *place) = (None, None);
             shared.reserve_memory(run).await
         }
     };
