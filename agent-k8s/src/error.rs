@@ -65,7 +65,7 @@ fn refusal(status: &Status, creates: bool) -> Refusal {
     let has_name = details.is_some_and(|details| !details.name.is_empty());
     if says("admission webhook") || says("ValidatingAdmissionPolicy") {
         Refusal::Admission
-    } else if says("exceeded quota") {
+    } else if says("exceeded quota") || says("status unknown for quota") {
         Refusal::Quota
     } else if says("is being terminated") || is_about("namespaces") && status.code == 404 {
         Refusal::Namespace

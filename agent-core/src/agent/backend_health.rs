@@ -163,7 +163,7 @@ impl BackendHealth {
             return Concern::Agent;
         }
         let mut state = self.lock();
-        if let Error::Unclear { .. } = error
+        if let Error::Unclear { .. } | Error::Transient { .. } = error
             && state.failing_since.len() < SUSPECT_AFTER_RUNS
         {
             state.failing_since.insert(run.clone());
@@ -189,7 +189,12 @@ impl BackendHealth {
         }
     }
 
-    /// Returns whether a Job was created since a time.
+    /// Returns whether a Job was created since a time, which a dry run does not show.
+    pub(super) fn has_created_since(&self, time: Instant) -> bool {
+        self.lock().last_created.is_some_and(|at| at > time)
+    }
+
+    /// Returns whether a Job was created, or could have been, since a time.
     pub(super) fn has_succeeded_since(&self, time: Instant) -> bool {
         self.lock().last_success.is_some_and(|at| at > time)
     }

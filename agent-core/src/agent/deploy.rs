@@ -452,7 +452,7 @@ impl<'a> Trouble<'a> {
         };
         // What the agent or the side causes does not count against the run, unless others got their
         // Jobs meanwhile.
-        let counts = concern == Concern::Run || health.has_succeeded_since(since);
+        let counts = concern == Concern::Run || health.has_created_since(since);
         self.since = counts.then_some(since);
         if concern == Concern::Side {
             self.shared.slots.complain();
@@ -637,7 +637,7 @@ async fn create_with_retries(
                 Err(unseen) => trouble.record_unseen(&unseen),
             }
         }
-        if concern != Concern::Side || shared.backend_health.has_succeeded_since(began) {
+        if concern != Concern::Side || shared.backend_health.has_created_since(began) {
             // Others may have what this one holds. While the side is away, no more is claimed than
             // could be deployed.
             *place = None;

@@ -191,7 +191,8 @@ impl Ticket {
     fn reserve(&self, limit: usize) -> Result<(), Option<Instant>> {
         let mut counted = self.in_flight.lock();
         let first = counted.waiting.first() == Some(&self.key);
-        if first && counted.complete && counted.count() < limit {
+        let taken = counted.count();
+        if first && counted.complete && taken < limit {
             let reserved = Reserved::Making(Vec::new());
             counted.reserved.insert(self.key.1.clone(), reserved);
             counted.show();
@@ -226,6 +227,9 @@ impl Place {
         {
             *reserved = Reserved::Made(job.to_owned(), Instant::now());
         }
+        drop(counted);
+        // From now on there is a time at which the place is free again.
+        self.in_flight.room.send_replace(());
     }
 }
 
